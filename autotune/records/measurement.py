@@ -1,0 +1,156 @@
+"""What was timed: points, measurements with their raw samples, failures as values, and the noise of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from autotune.records.base import Record
+
+Op = Literal["matmul", "attention", "layer_ops", "embedding", "read", "peak"]
+FailureKind = Literal["wrong_result", "crashed", "hung", "out_of_memory", "unsupported", "budget"]
+
+
+class Point(Record):
+    """One thing to time: an operation with its sizes, on a device, with a number of threads."""
+
+    op: Op
+    """matmul: a site's product. attention: scores and values over the KV cache, one layer. layer_ops: norms, activation
+    quantisation, gate, one layer. embedding: gathering m rows. read, peak: the host's ceilings (streaming reads; multiply-adds)."""
+    device: str
+    """``cpu``, ``cuda:0``, ..."""
+    kernel: str
+    """The kernel implementation, for example ``numpy``."""
+    threads: int
+    m: int = 0
+    """Tokens multiplied at once (activation rows)."""
+    format: str = ""
+    """Weight format of a matmul."""
+    n_out: int = 0
+    k_in: int = 0
+    context: int = 0
+    """Tokens in the KV cache before this step, for attention."""
+
+
+class Measurement(Record, tag="measurement"):
+    """Raw samples of one point. Median, quartiles and the interval are derived, never stored."""
+
+    point: Point
+    samples_s: tuple[float, ...]
+    """Seconds per call of the whole operation, one entry per sample, in the order taken."""
+    calls_per_sample: int
+    stopped: Literal["converged", "stable", "budget"]
+    """Why sampling ended: the median's 95 % interval is within 2 %; it stopped shrinking; the time was up."""
+    rows_timed: int | None = None
+    """For a site too large to time whole: the rows that were, from which ``samples_s`` was scaled up."""
+    disturbed: int = 0
+    """Samples discarded and repeated because the process was interrupted or slowed down while they ran."""
+
+    @property
+    def median_s(self) -> float:
+        """Median seconds per call."""
+        return median(self.samples_s)
+
+    @property
+    def quartiles_s(self) -> tuple[float, float]:
+        """First and third quartile, seconds per call (linear interpolation between order statistics)."""
+        ordered = sorted(self.samples_s)
+        return _quantile(ordered, 0.25), _quantile(ordered, 0.75)
+
+    @property
+    def mad_s(self) -> float:
+        """Median absolute deviation from the median, seconds per call."""
+        centre = self.median_s
+        return median([abs(sample - centre) for sample in self.samples_s])
+
+    @property
+    def relative_interval(self) -> float | None:
+        """Half the width of the median's 95 % interval, relative to the median; None below 6 samples.
+
+        The interval is distribution-free: between order statistics chosen by the binomial distribution
+        (Source: Hahn and Meeker, Statistical Intervals, section 5.2). Fewer than 6 samples can't give 95 %.
+        """
+        return relative_median_interval(self.samples_s)
+
+
+class Failure(Record, tag="failure"):
+    """A point that could not be timed, and why."""
+
+    point: Point
+    kind: FailureKind
+    message: str
+
+
+Outcome = Measurement | Failure
+
+
+class Noise(Record):
+    """How quiet the host was while measuring."""
+
+    median_relative_interval: float | None
+    """Median over all points of half the 95 % interval's width, relative; None if no point has 6 samples."""
+    converged: int
+    """Points whose interval came within 2 %."""
+    points: int
+    disturbed_samples: int
+    control_drift: float
+    """Largest relative drift of the control product between the start and any later check."""
+    steal_fraction: float | None
+    """Share of CPU time taken by the hypervisor while measuring; None where the system doesn't say."""
+    throttled_s: float | None
+    """Seconds the cgroup's CPU quota held the process back; None without a quota."""
+
+    @property
+    def label(self) -> Literal["quiet", "noisy", "very noisy"]:
+        """quiet: intervals within 2 % and drift within 3 %; very noisy: beyond 10 % in either."""
+        width = self.median_relative_interval if self.median_relative_interval is not None else 0.05
+        if width <= 0.02 and self.control_drift <= 0.03:
+            return "quiet"
+        return "very noisy" if max(width, self.control_drift) > 0.10 else "noisy"
+
+
+class Campaign(Record):
+    """All that one benchmark run measured on one host for one model."""
+
+    outcomes: tuple[Outcome, ...]
+    noise: Noise
+    budget_s: float
+    spent_s: float
+    cold_bytes: int
+    """Size of the memory through which weights rotate, so that none is in cache when it is used."""
+    runtime_overhead_bytes: int
+    """Resident memory of the worker before it allocated anything: interpreter, libraries, kernels."""
+
+    def measurements(self) -> tuple[Measurement, ...]:
+        """The points that were timed."""
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Measurement))
+
+    def failures(self) -> tuple[Failure, ...]:
+        """The points that could not be."""
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Failure))
+
+
+def median(values: tuple[float, ...] | list[float]) -> float:
+    """Median of a non-empty sequence. (``statistics.median`` costs 15 ms of imports on the loader's path.)"""
+    return _quantile(sorted(values), 0.5)
+
+
+def relative_median_interval(samples: tuple[float, ...] | list[float]) -> float | None:
+    """Half the width of a 95 % distribution-free interval of the median, over the median; None below 6 samples."""
+    count = len(samples)
+    if count < 6:
+        return None
+    ordered = sorted(samples)
+    # The largest rank r with P(Binomial(n, 1/2) < r) <= 2.5 %: the interval is [x_(r), x_(n+1-r)], ranks from 1.
+    tail, rank = 0.5**count, 0
+    while tail <= 0.025:
+        rank += 1
+        tail += math.comb(count, rank) * 0.5**count
+    return (ordered[count - rank] - ordered[rank - 1]) / 2 / median(ordered)
+
+
+def _quantile(ordered: list[float], q: float) -> float:
+    position = q * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)

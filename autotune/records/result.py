@@ -1,0 +1,173 @@
+"""What comes out: the chosen configuration, what it is predicted to do, and the evidence for it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from autotune.records.base import Record
+from autotune.records.host import Host, Tier
+from autotune.records.measurement import Campaign
+from autotune.records.model import MemoryUse, Model
+
+WorkloadName = Literal["chat", "server", "offline"]
+Provenance = Literal["measured", "imported", "fallback"]
+
+
+class Workload(Record):
+    """What the model is used for, and the limits a configuration must keep."""
+
+    name: WorkloadName
+    prompt_tokens: int
+    output_tokens: int
+    context_tokens: int
+    """KV-cache slots reserved per sequence: at least prompt + output."""
+    max_batch: int
+    max_tpot_s: float | None
+    """Longest time per output token; None: no limit."""
+    max_ttft_s: float | None
+    """Longest time to the first token of one sequence; None: no limit."""
+    relaxed_tpot_ratio: float | None = None
+    """Where even one sequence can't keep ``max_tpot_s``: allow this ratio of the best TPOT instead. None: an error."""
+
+
+class HybridSplit(Record):
+    """Layers on either side of a split."""
+
+    cpu_layers: int
+    gpu_layers: int
+
+
+class Hybrid(Record):
+    """Serde's externally tagged shape of ``DeviceStrategy::Hybrid { cpu_layers, gpu_layers }``."""
+
+    split: HybridSplit = msgspec.field(name="Hybrid")
+
+
+class DeviceConfig(Record):
+    """What a loader needs; its JSON is what serde's plain derives of BitNet-rs' ``DeviceConfig`` read.
+
+    Source: BitNet-rs, crates/bitnet-models/src/production_loader.rs.
+    """
+
+    strategy: Literal["CpuOnly", "GpuOnly"] | Hybrid
+    cpu_threads: int | None
+    gpu_memory_fraction: float | None
+    """Share of the GPU's total memory the model may take; None without a GPU."""
+    recommended_batch_size: int
+
+
+class Configuration(Record):
+    """One point of the search space."""
+
+    device_layers: dict[str, int]
+    """Layers per device in the order data flows, for example ``{"cpu": 10, "cuda:0": 20}``; devices with none are left out."""
+    head_device: str
+    decode_threads: int
+    prefill_threads: int
+    batch_size: int
+    """Sequences decoded together."""
+    prefill_chunk: int
+    """Prompt tokens processed at once."""
+
+
+class Figures(Record):
+    """What a configuration does under a workload."""
+
+    tokens_per_s: float
+    """Output tokens per second over whole requests: prefill of every sequence included."""
+    tpot_s: float
+    """Time per output token of each sequence: one decode step of the whole batch."""
+    ttft_s: float
+    """Time to the first token of one sequence: its prefill."""
+    memory: tuple[MemoryUse, ...]
+
+
+class Candidate(Record):
+    """A configuration with its predicted figures."""
+
+    configuration: Configuration
+    predicted: Figures
+
+
+class HeldOut(Record):
+    """Prediction error on what a fit didn't see: relative, absolute value."""
+
+    left_out: Literal["interior m", "site", "thread count"]
+    predictions: int
+    """How many points were predicted without having been seen; 0: there was nothing to leave out."""
+    median: float | None
+    p90: float | None
+    worst: float | None
+
+
+class CostModelReport(Record):
+    """Which form the cost model took on this host and how well it predicts."""
+
+    roofline: Literal["sum", "max"]
+    """How memory and compute time combine: chosen by held-out error."""
+    read_bytes_per_s: dict[str, float]
+    """Measured read bandwidth per thread count (JSON keys are strings)."""
+    operations_per_s: dict[str, float]
+    """Measured multiply and add operations per second, per thread count."""
+    held_out: tuple[HeldOut, ...]
+
+
+class Study(Record):
+    """What the Optuna study over the cost model found."""
+
+    sampler: str
+    seed: int
+    trials: int
+    feasible_trials: int
+    best: Configuration | None
+    gap: float | None
+    """How far its best lies from the exact best: 0.01 is 1 % worse. None without a feasible trial."""
+
+
+class SearchReport(Record):
+    """How the configuration was chosen."""
+
+    objective: Literal["tpot_s", "tokens_per_s"]
+    points: int
+    """Configurations in the space."""
+    feasible: int
+    """Those that fit memory and keep the workload's limits."""
+    effective_max_tpot_s: float | None
+    """The TPOT limit after relaxation; None: no limit."""
+    ranking_time_s: float
+    study: Study | None
+
+
+class Decision(Record):
+    """What the search returns: the chosen configuration beside those it was compared with."""
+
+    chosen: Candidate
+    runner_up: Candidate | None
+    default: Candidate | None
+    """The fallback's figures; None where the fallback itself does not fit."""
+    speedup_over_default: float | None
+    """In the workload's own objective; None without a default."""
+    bound_by: str
+    """What limits the chosen configuration, in words."""
+    reasons: tuple[str, ...]
+    search: SearchReport
+
+
+class Result(Record):
+    """One document per host fingerprint, model and workload; holds its evidence, so any stage can be replayed from it."""
+
+    device_config: DeviceConfig
+    provenance: Provenance
+    created_at: str
+    """UTC, ISO 8601."""
+    host: Host
+    tier: Tier
+    model: Model
+    workload: Workload
+    decision: Decision
+    cost_model: CostModelReport
+    campaign: Campaign
+    tune_time_s: float
+    warnings: tuple[str, ...] = ()
