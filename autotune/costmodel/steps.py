@@ -1,0 +1,48 @@
+"""The table of step costs: what the cost model hands to the search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Seconds = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """Predicted times of the pieces that a decode step and a prefill are made of, in seconds.
+
+    Axes: D devices, G kinds of layer, T CPU thread counts, B batch sizes, C prefill chunks. A GPU's times
+    don't depend on T: its rows are broadcast. A step's time is the sum over its layers of the cost on the
+    device they are on, plus the ends (embedding and head), plus one crossing per change of device.
+
+    A decode step advances each of B sequences by one token, with half of the output in the KV cache. A
+    prefill takes one sequence's whole prompt, chunk after chunk; only its last token goes through the head.
+
+    Attributes:
+        devices: ``"cpu"`` first, then the GPUs that were timed.
+        layer_kinds: For each layer of the model the index of its kind on axis G, shape (L,).
+        threads: CPU thread counts, ascending, shape (T,).
+        batches: Batch sizes, ascending, shape (B,).
+        chunks: Prefill chunk lengths in tokens, ascending, shape (C,).
+        decode_layer_s: One decode step of one layer, shape (D, G, T, B).
+        decode_ends_s: Embedding and head of one decode step, shape (D, T, B).
+        prefill_layer_s: One prompt through one layer, shape (D, G, T, C).
+        prefill_ends_s: Embedding and head of one prompt, shape (D, T, C).
+        decode_crossing_s: Handing a decode step's activations between the CPU and device d, shape (D, B); 0 for the CPU.
+        prefill_crossing_s: Handing one prompt's activations over, shape (D, C); 0 for the CPU.
+    """
+
+    devices: tuple[str, ...]
+    layer_kinds: NDArray[np.int64]
+    threads: NDArray[np.int64]
+    batches: NDArray[np.int64]
+    chunks: NDArray[np.int64]
+    decode_layer_s: Seconds
+    decode_ends_s: Seconds
+    prefill_layer_s: Seconds
+    prefill_ends_s: Seconds
+    decode_crossing_s: Seconds
+    prefill_crossing_s: Seconds

@@ -1,0 +1,1 @@
+"""Space, constraints, exact ranking and the Optuna study. Entry point: `decide.decide`."""

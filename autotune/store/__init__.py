@@ -1,0 +1,1 @@
+"""The per-host cache of results. Entry points: `cache.read`, `cache.write`."""
