@@ -7,7 +7,7 @@ from typing import Literal
 
 from autotune.records.base import Record
 
-Op = Literal["matmul", "attention", "layer_ops", "embedding", "read", "peak"]
+Op = Literal["matmul", "attention", "layer_ops", "read", "peak"]
 FailureKind = Literal["wrong_result", "crashed", "hung", "out_of_memory", "unsupported", "budget"]
 
 
@@ -16,7 +16,7 @@ class Point(Record):
 
     op: Op
     """matmul: a site's product. attention: scores and values over the KV cache, one layer. layer_ops: norms, activation
-    quantisation, gate, one layer. embedding: gathering m rows. read, peak: the host's ceilings (streaming reads; multiply-adds)."""
+    quantisation, gate, one layer. read, peak: the host's ceilings (streaming reads; multiply-adds)."""
     device: str
     """``cpu``, ``cuda:0``, ..."""
     kernel: str

@@ -1,0 +1,187 @@
+"""What a layer does besides its matrix products: attention over the KV cache, norms, rotation, gate, quantisation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_kernels.activations import Quantized, quantize
+from ternary_kernels.numpy_cpu import HALF_BIAS, widen
+from ternary_kernels.team import Team, share
+
+Floats = NDArray[np.float32]
+Halves = NDArray[np.float16]
+
+_CONTEXT_BLOCK = 1024
+"""Keys widened at once: with 128 elements each they fill half a megabyte."""
+
+
+class Attention:
+    """Grouped-query attention of m new tokens of one sequence over an F16 KV cache.
+
+    The members of the team share the KV heads.
+
+    Args:
+        heads: Query heads, a multiple of ``kv_heads``.
+        kv_heads: Key and value heads.
+        head_dim: Elements per head.
+        m: New tokens: 1 in decode, a chunk in prefill.
+        context: Tokens in the cache before them.
+        team: The threads.
+
+    Raises:
+        ValueError: ``heads`` is no multiple of ``kv_heads``, or a size is out of range.
+    """
+
+    def __init__(self, heads: int, kv_heads: int, head_dim: int, m: int, context: int, team: Team) -> None:
+        if min(heads, kv_heads, head_dim, m) < 1 or context < 0:
+            raise ValueError(
+                f"attention: expected positive sizes, got {(heads, kv_heads, head_dim, m, context)}"
+            )
+        if heads % kv_heads:
+            raise ValueError(
+                f"attention: expected heads to be a multiple of {kv_heads} KV heads, got {heads}"
+            )
+        self.shape = (m, heads, head_dim)
+        self.cache_shape = (kv_heads, context + m, head_dim)
+        self.context = context
+        self.team = team
+
+    def __call__(self, query: Floats, keys: Halves, values: Halves, out: Floats) -> Floats:
+        """Attend; token i sees the cache and the new tokens up to itself.
+
+        Args:
+            query: float32, shape (m, heads, head_dim), rotated.
+            keys: float16, shape (kv_heads, context + m, head_dim), rotated, the new tokens' last.
+            values: float16, shape (kv_heads, context + m, head_dim).
+            out: float32, shape (m, heads, head_dim), overwritten.
+
+        Returns:
+            ``out``.
+
+        Raises:
+            ValueError: A shape differs; names what was expected and what came.
+        """
+        for name, array, shape in (
+            ("query", query, self.shape),
+            ("keys", keys, self.cache_shape),
+            ("values", values, self.cache_shape),
+            ("out", out, self.shape),
+        ):
+            if array.shape != shape:
+                raise ValueError(f"attention {name}: expected shape {shape}, got {array.shape}")
+        m, heads, head_dim = self.shape
+        kv_heads, tokens, _ = self.cache_shape
+        group = heads // kv_heads
+        unseen = np.triu(np.ones((m, m), bool), 1) if m > 1 else None
+
+        def work(member: int) -> None:
+            first, last = share(kv_heads, self.team.threads, member)
+            for head in range(first, last):
+                mine = slice(head * group, (head + 1) * group)
+                rows = query[:, mine].swapaxes(0, 1).reshape(group * m, head_dim)
+                rows = rows * (HALF_BIAS / np.sqrt(np.float32(head_dim)))
+                scores = np.empty((group * m, tokens), np.float32)
+                for start in range(0, tokens, _CONTEXT_BLOCK):
+                    block = keys[head, start : start + _CONTEXT_BLOCK]
+                    wide = widen(block, self.team.scratch(member, block.shape))
+                    np.matmul(rows, wide.T, out=scores[:, start : start + _CONTEXT_BLOCK])
+                scores *= HALF_BIAS
+                if unseen is not None:
+                    scores.reshape(group, m, tokens)[:, :, self.context :][:, unseen] = -np.inf
+                scores -= scores.max(axis=1, keepdims=True)
+                np.exp(scores, out=scores)
+                # Weights are at most 1, so they can take all of the bias that widening leaves out.
+                scores *= HALF_BIAS * HALF_BIAS / scores.sum(axis=1, keepdims=True)
+                mixed = np.zeros((group * m, head_dim), np.float32)
+                for start in range(0, tokens, _CONTEXT_BLOCK):
+                    block = values[head, start : start + _CONTEXT_BLOCK]
+                    wide = widen(block, self.team.scratch(member, block.shape))
+                    mixed += scores[:, start : start + _CONTEXT_BLOCK] @ wide
+                out[:, mine] = mixed.reshape(group, m, head_dim).swapaxes(0, 1)
+
+        self.team.run(work)
+        return out
+
+
+def rms_norm(x: Floats, weight: Floats, epsilon: float = 1e-5) -> Floats:
+    """Root-mean-square norm of each token: x (m, n), weight (n,), to (m, n)."""
+    mean_square = np.einsum("mn,mn->m", x, x) / np.float32(x.shape[1])
+    normed: Floats = x * (1 / np.sqrt(mean_square + np.float32(epsilon)))[:, None]
+    normed *= weight
+    return normed
+
+
+def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
+    """Rotary position embedding, halves of a head as pairs: x (m, heads, d), cos and sin (m, d / 2)."""
+    first, second = np.split(x, 2, axis=2)
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2)
+
+
+def gate(gated: Floats, up: Floats, activation: Literal["silu", "relu2", "gelu"]) -> Floats:
+    """activation(gated) * up, both (m, n)."""
+    if activation == "relu2":
+        active = np.square(np.maximum(gated, 0))
+    elif activation == "silu":
+        active = gated / (1 + np.exp(-np.clip(gated, -80, 80)))
+    else:
+        # Source: Hendrycks and Gimpel, Gaussian Error Linear Units, the tanh form.
+        active = 0.5 * gated * (1 + np.tanh(0.7978845608 * (gated + 0.044715 * gated**3)))
+    return active * up
+
+
+class SmallOps:
+    """All of a layer but its products and attention, on m tokens, in the order a layer runs them.
+
+    Norm, quantisation for q, k, v; rotation of q and k; norm and quantisation for o; residual; norm and quantisation for
+    gate and up; the gate; norm and quantisation for down; residual. They run on the calling thread alone: numpy would
+    hand them to a team at a higher cost than they have.
+
+    Args:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the gate.
+        heads: Query heads.
+        kv_heads: Key heads.
+        head_dim: Elements per head, even.
+        activation: The gate's function.
+        m: Tokens.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        activation: Literal["silu", "relu2", "gelu"],
+        m: int,
+    ) -> None:
+        self._activation = activation
+        rng = np.random.default_rng(0)
+        angles = rng.random((m, head_dim // 2), np.float32)
+        self._cos, self._sin = np.cos(angles), np.sin(angles)
+        self._stream = rng.standard_normal((m, hidden_size), np.float32)
+        self._query = rng.standard_normal((m, heads, head_dim), np.float32)
+        self._key = rng.standard_normal((m, kv_heads, head_dim), np.float32)
+        self._gated = rng.standard_normal((m, intermediate_size), np.float32)
+        self._norms = [
+            np.ones(width, np.float32) for width in (hidden_size, heads * head_dim, intermediate_size)
+        ]
+
+    def __call__(self) -> tuple[Quantized, Quantized, Quantized, Quantized]:
+        """Run them; returns the activations that q/k/v, o, gate/up and down would take."""
+        stream_norm, attention_norm, gate_norm = self._norms
+        into_attention = quantize(rms_norm(self._stream, stream_norm))
+        rotated = rotate(self._query, self._cos, self._sin)
+        rotate(self._key, self._cos, self._sin)
+        into_output = quantize(rms_norm(rotated.reshape(len(rotated), -1), attention_norm))
+        stream = self._stream + self._stream
+        into_gate = quantize(rms_norm(stream, stream_norm))
+        gated = gate(self._gated, self._gated, self._activation)
+        into_down = quantize(rms_norm(gated, gate_norm))
+        stream += self._stream
+        return into_attention, into_output, into_gate, into_down

@@ -1,0 +1,100 @@
+"""What a kernel is: one site's product with its scratch memory, and the registry of those there are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_kernels.activations import Quantized
+from ternary_kernels.formats import Bytes, get_format
+from ternary_kernels.team import Team
+
+KERNELS: dict[tuple[str, str], type[Matmul]] = {}
+
+
+class Matmul(ABC):
+    """y = x @ w.T for one shape, number of tokens and team; scratch memory is allocated here, once.
+
+    Subclasses that name a ``kernel`` register themselves for each of their ``formats``.
+
+    Args:
+        format_name: Weight format, one of the class' ``formats``.
+        n_out: Rows of the weight matrix.
+        k_in: Columns of the weight matrix.
+        m: Tokens multiplied at once.
+        team: The threads that share the rows.
+
+    Raises:
+        ValueError: The format can't hold that shape, or m is below 1.
+    """
+
+    kernel: ClassVar[str]
+    formats: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in cls.formats:
+            KERNELS[cls.kernel, name] = cls
+
+    def __init__(self, format_name: str, n_out: int, k_in: int, m: int, team: Team) -> None:
+        if m < 1:
+            raise ValueError(f"{format_name} product: expected at least 1 token, got m = {m}")
+        self.format = get_format(format_name)
+        self.size_bytes = self.format.size_bytes(n_out, k_in)
+        self.n_out, self.k_in, self.m = n_out, k_in, m
+        self.team = team
+
+    def __call__(
+        self, x: Quantized | NDArray[np.float32], weights: Bytes, out: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Multiply.
+
+        Args:
+            x: For a ternary format int8 activations (m, k_in) with a scale per token, else float32 (m, k_in).
+            weights: Packed bytes, shape (size_bytes,), as the format lays them out.
+            out: float32, shape (m, n_out), overwritten.
+
+        Returns:
+            ``out``.
+
+        Raises:
+            ValueError: A wrong shape, dtype or memory order; names what was expected and what came.
+        """
+        values = x.values if isinstance(x, Quantized) else x
+        wanted = np.dtype(np.int8 if self.format.ternary else np.float32)
+        self._check("activations", values, (self.m, self.k_in), wanted)
+        self._check("out", out, (self.m, self.n_out), np.dtype(np.float32))
+        if isinstance(x, Quantized):
+            self._check("activation scale", x.scale, (self.m,), np.dtype(np.float32))
+        rows, scale = self.format.split(weights, self.n_out, self.k_in)
+        self._multiply(x, rows, scale, out)
+        return out
+
+    def _check(self, what: str, array: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+            order = "contiguous" if array.flags.c_contiguous else "non-contiguous"
+            raise ValueError(
+                f"{self.format.name} {self.n_out} x {self.k_in}, {what}: expected contiguous {dtype} of shape "
+                f"{shape}, got {order} {array.dtype} of shape {array.shape}"
+            )
+
+    @abstractmethod
+    def _multiply(self, x: Any, rows: NDArray[Any], scale: float, out: NDArray[np.float32]) -> None: ...
+
+
+def get_kernel(kernel: str, format_name: str) -> type[Matmul]:
+    """The kernel of that name for a format.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        return KERNELS[kernel, format_name]
+    except KeyError:
+        known = ", ".join(f"{name} ({held})" for name, held in KERNELS)
+        raise ValueError(
+            f"no kernel {kernel!r} for format {format_name!r}: expected one of {known}"
+        ) from None

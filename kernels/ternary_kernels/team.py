@@ -1,0 +1,127 @@
+"""A team of threads that lives as long as the benchmark: starting threads per product would cost more than it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from threading import Thread
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+Task = Callable[[int], None]
+
+
+class Team:
+    """Runs a task on N threads at once, each pinned to its own logical CPU, and lends them scratch memory.
+
+    The calling thread is member 0. While the team lives, BLAS is held to one thread per caller: the team
+    splits the work itself, and nested threads would compete for the same cores.
+
+    Args:
+        threads: Number of members, the calling thread included.
+        cpus: Logical CPUs to pin members to, member i to ``cpus[i]``; None leaves placement to the system.
+
+    Raises:
+        ValueError: Fewer than 1 thread, or fewer CPUs than threads.
+    """
+
+    def __init__(self, threads: int, cpus: Sequence[int] | None = None) -> None:
+        if threads < 1:
+            raise ValueError(f"team: expected at least 1 thread, got {threads}")
+        if cpus is not None and len(cpus) < threads:
+            raise ValueError(f"team: expected a CPU for each of {threads} threads, got {len(cpus)}")
+        self.threads = threads
+        self._cpus = cpus
+        self._tasks: list[SimpleQueue[Task | None]] = []
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._members: list[Thread] = []
+        self._scratch: dict[int | None, NDArray[np.uint8]] = {}
+
+    def scratch(self, member: int | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Uninitialised float32 memory of that shape, valid until the same member asks again.
+
+        All products of a team share it: they run one after the other. ``None`` names memory that the members
+        of one product share; it must be asked for before ``run``.
+        """
+        size = 4 * int(np.prod(shape))
+        held = self._scratch.get(member)
+        if held is None or held.size < size:
+            held = self._scratch[member] = np.empty(size, np.uint8)
+        return held[:size].view(np.float32).reshape(shape)
+
+    def __enter__(self) -> Self:
+        self._blas = threadpool_limits(1, user_api="blas")
+        self._caller_cpus = _affinity()
+        self._pin(0)
+        for index in range(1, self.threads):
+            tasks: SimpleQueue[Task | None] = SimpleQueue()
+            member = Thread(target=self._serve, args=(index, tasks), name=f"team-{index}", daemon=True)
+            member.start()
+            self._tasks.append(tasks)
+            self._members.append(member)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for tasks in self._tasks:
+            tasks.put(None)
+        for member in self._members:
+            member.join()
+        self._tasks.clear()
+        self._members.clear()
+        self._scratch.clear()
+        if self._cpus is not None and self._caller_cpus is not None:
+            os.sched_setaffinity(0, self._caller_cpus)
+        self._blas.restore_original_limits()
+
+    def run(self, task: Task) -> None:
+        """Call ``task(i)`` for every member i at once and return when all have returned.
+
+        Raises:
+            BaseException: The first error that a member's task raised, after all have returned.
+        """
+        for tasks in self._tasks:
+            tasks.put(task)
+        errors: list[BaseException] = []
+        try:
+            task(0)
+        except BaseException as error:
+            errors.append(error)
+        for _ in self._tasks:
+            outcome = self._done.get()
+            if outcome is not None:
+                errors.append(outcome)
+        if errors:
+            raise errors[0]
+
+    def _serve(self, index: int, tasks: SimpleQueue[Task | None]) -> None:
+        self._pin(index)
+        while (task := tasks.get()) is not None:
+            try:
+                task(index)
+            except BaseException as error:
+                self._done.put(error)
+            else:
+                self._done.put(None)
+
+    def _pin(self, index: int) -> None:
+        if self._cpus is not None and _affinity() is not None:
+            os.sched_setaffinity(0, {self._cpus[index]})  # Linux: 0 is the calling thread, not the process
+
+
+def _affinity() -> set[int] | None:
+    """The calling thread's CPU mask; None where the system has no such thing (macOS, Windows)."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+def share(total: int, members: int, index: int, multiple: int = 1) -> tuple[int, int]:
+    """Rows ``[first, last)`` of ``total`` that member ``index`` of ``members`` works on, in steps of ``multiple``."""
+    units = -(-total // multiple)
+    first, last = units * index // members, units * (index + 1) // members
+    return min(first * multiple, total), min(last * multiple, total)
