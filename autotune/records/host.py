@@ -10,7 +10,7 @@ CoreKind = Literal["performance", "efficiency"]
 TierName = Literal["Low", "Medium", "High", "Extreme"]
 
 
-class Cache(Record):
+class Cache(Record, frozen=True):
     """One level of the data-cache hierarchy, as the first usable CPU sees it."""
 
     level: int
@@ -19,7 +19,7 @@ class Cache(Record):
     """How many logical CPUs share one instance."""
 
 
-class Core(Record):
+class Core(Record, frozen=True):
     """One physical core with those of its logical CPUs (SMT siblings) that this process may use."""
 
     cpus: tuple[int, ...]
@@ -30,7 +30,7 @@ class Core(Record):
     max_frequency_hz: int | None
 
 
-class Cpu(Record):
+class Cpu(Record, frozen=True):
     """The processor: its name, instruction sets and topology."""
 
     name: str | None
@@ -52,7 +52,7 @@ class Cpu(Record):
     """Data and unified caches, level 1 first."""
 
 
-class Limits(Record):
+class Limits(Record, frozen=True):
     """How many threads this process may use, and which limit says so."""
 
     affinity_cpus: tuple[int, ...]
@@ -67,7 +67,7 @@ class Limits(Record):
     cgroup_version: Literal[1, 2] | None
 
 
-class Memory(Record):
+class Memory(Record, frozen=True):
     """How much memory this process may use."""
 
     total_bytes: int
@@ -81,7 +81,7 @@ class Memory(Record):
     decided_by: Literal["available", "cgroup"]
 
 
-class Gpu(Record):
+class Gpu(Record, frozen=True):
     """One GPU (or MIG instance) as NVML lists it."""
 
     index: int
@@ -95,7 +95,7 @@ class Gpu(Record):
     """Why it can't be used, or None where nothing speaks against it."""
 
 
-class Gpus(Record):
+class Gpus(Record, frozen=True):
     """What NVML said about GPUs."""
 
     devices: tuple[Gpu, ...]
@@ -104,7 +104,7 @@ class Gpus(Record):
     """Why there are none in ``devices`` (no driver, no device, hidden by CUDA_VISIBLE_DEVICES)."""
 
 
-class Versions(Record):
+class Versions(Record, frozen=True):
     """Software that changes what is measured."""
 
     autotune: str
@@ -116,7 +116,7 @@ class Versions(Record):
     measuring_policy: int
 
 
-class Fingerprint(Record):
+class Fingerprint(Record, frozen=True):
     """Two digests of what changes the answer on this host."""
 
     full: str
@@ -125,7 +125,7 @@ class Fingerprint(Record):
     """Digest of the raw sources that determine those, read in under a millisecond: the key of the cache."""
 
 
-class Host(Record):
+class Host(Record, frozen=True):
     """Everything detected about the host, without timing anything."""
 
     label: str
@@ -142,7 +142,7 @@ class Host(Record):
     """What the host doesn't reveal, in words, for the summary."""
 
 
-class Tier(Record):
+class Tier(Record, frozen=True):
     """How fast the host is for this kind of work, and why it counts as that."""
 
     name: TierName

@@ -11,7 +11,7 @@ Op = Literal["matmul", "attention", "layer_ops", "read", "peak"]
 FailureKind = Literal["wrong_result", "crashed", "hung", "out_of_memory", "unsupported", "budget"]
 
 
-class Point(Record):
+class Point(Record, frozen=True):
     """One thing to time: an operation with its sizes, on a device, with a number of threads."""
 
     op: Op
@@ -32,7 +32,7 @@ class Point(Record):
     """Tokens in the KV cache before this step, for attention."""
 
 
-class Measurement(Record, tag="measurement"):
+class Measurement(Record, frozen=True, tag="measurement"):
     """Raw samples of one point. Median, quartiles and the interval are derived, never stored."""
 
     point: Point
@@ -73,7 +73,7 @@ class Measurement(Record, tag="measurement"):
         return relative_median_interval(self.samples_s)
 
 
-class Failure(Record, tag="failure"):
+class Failure(Record, frozen=True, tag="failure"):
     """A point that could not be timed, and why."""
 
     point: Point
@@ -84,7 +84,7 @@ class Failure(Record, tag="failure"):
 Outcome = Measurement | Failure
 
 
-class Noise(Record):
+class Noise(Record, frozen=True):
     """How quiet the host was while measuring."""
 
     median_relative_interval: float | None
@@ -109,7 +109,7 @@ class Noise(Record):
         return "very noisy" if max(width, self.control_drift) > 0.10 else "noisy"
 
 
-class Campaign(Record):
+class Campaign(Record, frozen=True):
     """All that one benchmark run measured on one host for one model."""
 
     outcomes: tuple[Outcome, ...]

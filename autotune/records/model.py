@@ -9,7 +9,7 @@ from autotune.records.base import Record
 ActivationFunction = Literal["silu", "relu2", "gelu"]
 
 
-class Site(Record):
+class Site(Record, frozen=True):
     """One weight matrix: ``n_out`` rows, ``k_in`` columns, in a weight format of the registry.
 
     A product with m tokens is ``y = x @ w.T`` with x (m, k_in), w (n_out, k_in), y (m, n_out).
@@ -22,13 +22,13 @@ class Site(Record):
     format: str
 
 
-class Layer(Record):
+class Layer(Record, frozen=True):
     """One transformer block, as the sites that it multiplies with in order."""
 
     sites: tuple[Site, ...]
 
 
-class Attention(Record):
+class Attention(Record, frozen=True):
     """Geometry of (grouped-query) attention."""
 
     heads: int
@@ -36,7 +36,7 @@ class Attention(Record):
     head_dim: int
 
 
-class Model(Record):
+class Model(Record, frozen=True):
     """A language model's shapes: all that its speed and memory depend on, none of its weights."""
 
     name: str
@@ -65,7 +65,7 @@ class Model(Record):
     """What was assumed, in words (a format that the input doesn't say, an activation's default)."""
 
 
-class MemoryUse(Record):
+class MemoryUse(Record, frozen=True):
     """Bytes one device needs for a configuration."""
 
     device: str

@@ -15,7 +15,7 @@ WorkloadName = Literal["chat", "server", "offline"]
 Provenance = Literal["measured", "imported", "fallback"]
 
 
-class Workload(Record):
+class Workload(Record, frozen=True):
     """What the model is used for, and the limits a configuration must keep."""
 
     name: WorkloadName
@@ -32,20 +32,20 @@ class Workload(Record):
     """Where even one sequence can't keep ``max_tpot_s``: allow this ratio of the best TPOT instead. None: an error."""
 
 
-class HybridSplit(Record):
+class HybridSplit(Record, frozen=True):
     """Layers on either side of a split."""
 
     cpu_layers: int
     gpu_layers: int
 
 
-class Hybrid(Record):
+class Hybrid(Record, frozen=True):
     """Serde's externally tagged shape of ``DeviceStrategy::Hybrid { cpu_layers, gpu_layers }``."""
 
     split: HybridSplit = msgspec.field(name="Hybrid")
 
 
-class DeviceConfig(Record):
+class DeviceConfig(Record, frozen=True):
     """What a loader needs; its JSON is what serde's plain derives of BitNet-rs' ``DeviceConfig`` read.
 
     Source: BitNet-rs, crates/bitnet-models/src/production_loader.rs.
@@ -58,7 +58,7 @@ class DeviceConfig(Record):
     recommended_batch_size: int
 
 
-class Configuration(Record):
+class Configuration(Record, frozen=True):
     """One point of the search space."""
 
     device_layers: dict[str, int]
@@ -72,7 +72,7 @@ class Configuration(Record):
     """Prompt tokens processed at once."""
 
 
-class Figures(Record):
+class Figures(Record, frozen=True):
     """What a configuration does under a workload."""
 
     tokens_per_s: float
@@ -84,14 +84,14 @@ class Figures(Record):
     memory: tuple[MemoryUse, ...]
 
 
-class Candidate(Record):
+class Candidate(Record, frozen=True):
     """A configuration with its predicted figures."""
 
     configuration: Configuration
     predicted: Figures
 
 
-class HeldOut(Record):
+class HeldOut(Record, frozen=True):
     """Prediction error on what a fit didn't see: relative, absolute value."""
 
     left_out: Literal["interior m", "site", "thread count"]
@@ -102,7 +102,7 @@ class HeldOut(Record):
     worst: float | None
 
 
-class CostModelReport(Record):
+class CostModelReport(Record, frozen=True):
     """Which form the cost model took on this host and how well it predicts."""
 
     roofline: Literal["sum", "max"]
@@ -114,7 +114,7 @@ class CostModelReport(Record):
     held_out: tuple[HeldOut, ...]
 
 
-class Study(Record):
+class Study(Record, frozen=True):
     """What the Optuna study over the cost model found."""
 
     sampler: str
@@ -126,7 +126,7 @@ class Study(Record):
     """How far its best lies from the exact best: 0.01 is 1 % worse. None without a feasible trial."""
 
 
-class SearchReport(Record):
+class SearchReport(Record, frozen=True):
     """How the configuration was chosen."""
 
     objective: Literal["tpot_s", "tokens_per_s"]
@@ -140,7 +140,7 @@ class SearchReport(Record):
     study: Study | None
 
 
-class Decision(Record):
+class Decision(Record, frozen=True):
     """What the search returns: the chosen configuration beside those it was compared with."""
 
     chosen: Candidate
@@ -155,7 +155,7 @@ class Decision(Record):
     search: SearchReport
 
 
-class Result(Record):
+class Result(Record, frozen=True):
     """One document per host fingerprint, model and workload; holds its evidence, so any stage can be replayed from it."""
 
     device_config: DeviceConfig

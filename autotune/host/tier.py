@@ -1,0 +1,54 @@
+"""Low, Medium, High, Extreme: how fast a host is for ternary models, from what was measured on it."""
+
+from __future__ import annotations
+
+import math
+
+from autotune.records import Host, Tier
+from autotune.records.host import TierName
+
+# The reference model, BitNet b1.58 2B-4T: its published I2_S file, and its 2,084,044,800 ternary weights plus
+# the 128,256 x 2,560 head, each multiplied and added once per token.
+_REFERENCE = "BitNet b1.58 2B-4T"
+_REFERENCE_BYTES = 1_187_801_280
+_REFERENCE_OPERATIONS = 2 * (2_084_044_800 + 128_256 * 2_560)
+
+# The rate in tokens/s below which a host belongs to a tier, the tier, and its range in words.
+_TIERS: tuple[tuple[float, TierName, str], ...] = (
+    (10.0, "Low", "below 10"),
+    (40.0, "Medium", "10 to 40"),
+    (150.0, "High", "40 to 150"),
+    (math.inf, "Extreme", "150 or more"),
+)
+
+
+def classify(host: Host, read_bytes_per_s: float, peak_ops_per_s: float) -> Tier:
+    """Place a host by the highest rate at which it could decode the reference model.
+
+    One token needs every weight once, so the rate is at most bandwidth / file size and at most peak /
+    operations; the lower of the two counts. Below 10 tokens/s, about the pace of silent reading, a host is
+    Low; from 40 on, where one user no longer waits, High; from 150 on, enough for several users at once,
+    Extreme. In bandwidth these bars are 12 GB/s (single-board computers lie below), 48 GB/s (about two
+    channels of DDR4) and 178 GB/s (several channels of a server, or a GPU). A host whose usable memory can't
+    hold the model is Low, however fast.
+
+    Args:
+        host: The host, for its usable memory.
+        read_bytes_per_s: The best streaming read bandwidth measured on any device.
+        peak_ops_per_s: Multiply and add operations per second, measured on the same device.
+    """
+    streamed, computed = read_bytes_per_s / _REFERENCE_BYTES, peak_ops_per_s / _REFERENCE_OPERATIONS
+    rate = min(streamed, computed)
+    if host.memory.usable_bytes < _REFERENCE_BYTES:
+        usable, needed = host.memory.usable_bytes / 1e9, _REFERENCE_BYTES / 1e9
+        return Tier(
+            name="Low",
+            reason=f"{usable:.2f} GB of usable memory can't hold {_REFERENCE} ({needed:.2f} GB)",
+        )
+    bound = (
+        f"reading {read_bytes_per_s / 1e9:.1f} GB/s"
+        if streamed <= computed
+        else f"computing {peak_ops_per_s / 1e9:.1f} billion operations/s"
+    )
+    name, bars = next((name, bars) for below, name, bars in _TIERS if rate < below)
+    return Tier(name=name, reason=f"{bound} allows at most {rate:.1f} tokens/s of {_REFERENCE} ({name}: {bars})")
