@@ -50,7 +50,7 @@ Progress = Callable[[float, int, int], None]
 
 
 def run(
-    model: Model,
+    model: Model | None,
     host: Host,
     tasks: Sequence[Task],
     *,
@@ -64,7 +64,7 @@ def run(
     A worker that dies or hangs turns the task it was at into a ``Failure``; another one goes on with the rest.
 
     Args:
-        model: The model whose shapes the tasks have.
+        model: The model whose shapes the tasks have; None for the host's ceilings alone.
         host: This host: gives CPUs to pin to, cache sizes and memory.
         tasks: What to time, most important first.
         budget_s: Wall time for all of it, the worker's start included; kept within 10 %.
@@ -95,7 +95,8 @@ def run(
             skip=tuple(state.failures),
             cpus=pin_order(host.cpu.cores, host.limits.usable_threads) or None,
             cold_bytes=cold_bytes,
-            deadline=deadline,
+            # Ending the worker takes a moment as well.
+            deadline=deadline - 0.02 * budget_s,
             kernel_modules=tuple(kernel_modules),
             seed=seed,
         )
@@ -118,7 +119,7 @@ def run(
     )
 
 
-def cold_memory_bytes(model: Model, host: Host, tasks: Sequence[Task]) -> int:
+def cold_memory_bytes(model: Model | None, host: Host, tasks: Sequence[Task]) -> int:
     """How much memory weights rotate through: twice the last-level cache, or the model if that is smaller.
 
     Bounded by 1 GiB and a quarter of the usable memory, and large enough for any one window.
@@ -128,7 +129,9 @@ def cold_memory_bytes(model: Model, host: Host, tasks: Sequence[Task]) -> int:
     """
     shared = [cache.size_bytes for cache in host.cpu.caches]
     wanted = 2 * max(shared) if shared else _UNKNOWN_CACHE_BYTES
-    wanted = max(min(wanted, model_bytes(model)), _MIN_COLD_BYTES)
+    if model is not None:
+        wanted = min(wanted, model_bytes(model))
+    wanted = max(wanted, _MIN_COLD_BYTES)
     bounded = min(wanted, _MAX_COLD_BYTES, host.memory.usable_bytes // 4)
     window = max((window_bytes(task) for task in tasks), default=0)
     if window > host.memory.usable_bytes // 2:
@@ -269,7 +272,7 @@ class _Worker:
         self._events.put(None)
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        end = self._job.deadline + _GRACE * self._budget_s
+        end = self._started + self._budget_s * (1 + _GRACE)
         quiet_until = time.monotonic() + _FIRST_CALL_TIMEOUT_S
         while True:
             now = time.monotonic()

@@ -12,7 +12,8 @@ from autotune.records.measurement import FailureKind
 class Job(Record, frozen=True):
     """All that a worker needs; written as one line."""
 
-    model: Model
+    model: Model | None
+    """Geometry of attention and gate; None where only the host's ceilings are timed."""
     tasks: tuple[Task, ...]
     samples_s: tuple[tuple[float, ...], ...]
     """Samples that an earlier worker already took of each task."""

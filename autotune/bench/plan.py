@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from autotune.records import Host, Model, Point, Record, Site, Workload
 from ternary_kernels.formats import get_format
@@ -34,6 +35,11 @@ def thread_counts(host: Host) -> tuple[int, ...]:
     return tuple(sorted(counts | {min(len(host.cpu.cores) or usable, usable), usable}))
 
 
+def ceilings(host: Host, kernel: str) -> tuple[Task, ...]:
+    """What the host itself can do: streaming reads and arithmetic at each thread count."""
+    return tuple(Task(_ceiling(op, count, kernel)) for count in thread_counts(host) for op in ("read", "peak"))
+
+
 def plan(model: Model, host: Host, workload: Workload, kernel: str, *, quick: bool) -> tuple[Task, ...]:
     """Everything to time on the CPU.
 
@@ -51,9 +57,6 @@ def plan(model: Model, host: Host, workload: Workload, kernel: str, *, quick: bo
     tokens = _token_counts(workload, quick=quick)
     head_tokens = [m for m in tokens if m <= max(workload.max_batch, 1)]
     layer_sites = _distinct(site for layer in model.layers for site in layer.sites)
-    ceilings = [
-        Task(_ceiling(op, count, kernel)) for count in threads for op in ("read", "peak")
-    ]
     products = [
         _matmul(site, m, count, kernel)
         for m in tokens
@@ -69,7 +72,7 @@ def plan(model: Model, host: Host, workload: Workload, kernel: str, *, quick: bo
         ),
     ]
     single = [task for task in products if task.point.m == 1]
-    return (*ceilings, *single, *others, *(task for task in products if task.point.m != 1))
+    return (*ceilings(host, kernel), *single, *others, *(task for task in products if task.point.m != 1))
 
 
 def describe_first_missing(tasks: Sequence[Task], timed: Iterable[Point]) -> str | None:
@@ -145,7 +148,7 @@ def _small_ops(model: Model, m: int, kernel: str) -> Point:
     return Point("layer_ops", "cpu", kernel, 1, m, "F32", model.intermediate_size, model.hidden_size)
 
 
-def _ceiling(op: str, threads: int, kernel: str) -> Point:
+def _ceiling(op: Literal["read", "peak"], threads: int, kernel: str) -> Point:
     if op == "read":
         return Point("read", "cpu", kernel, threads, k_in=_READ_BYTES)
     m, n_out, k_in = _PEAK_SIZE

@@ -24,6 +24,7 @@ _BLOCK_S = 0.7
 _CONTROL_CALLS = 5
 _MAX_REPEATED_BLOCKS = 6
 _DISTURBED_IF_SLOWER = 1.05
+_LONG_SAMPLE_S = 0.03
 
 Stop = Literal["converged", "stable", "budget"]
 
@@ -68,7 +69,7 @@ class Sampler:
     """Samples all candidates until each has stopped or the deadline comes.
 
     The first round goes through them in the order given; every later one in random order, so that slow drift hits
-    all alike. A block of samples counts only if the control, timed before and after, stayed within 3 %; otherwise it is
+    all alike. Long samples average over more of the noise themselves, so they take part in fewer rounds. A block of samples counts only if the control, timed before and after, stayed within 3 %; otherwise it is
     repeated, a bounded number of times.
 
     Args:
@@ -105,15 +106,21 @@ class Sampler:
         self._control()
         self._time_control()
         order = list(range(len(self._candidates)))
-        while order:
+        while True:
             for block in self._blocks(order):
                 self._close(block)
-            order = [index for index, candidate in enumerate(self._candidates) if candidate.stop is None]
-            if not any(self._fits(self._candidates[index]) for index in order):
+            left = [index for index, candidate in enumerate(self._candidates) if candidate.stop is None]
+            if not any(self._fits(self._candidates[index]) for index in left):
                 break
+            order = [index for index in left if self._takes_part(self._candidates[index])]
             self._random.shuffle(order)
         for candidate in self._candidates:
             candidate.stop = candidate.stop or "budget"
+
+    def _takes_part(self, candidate: Candidate) -> bool:
+        """Whether a candidate is sampled in this round: always, if its samples are short; else by lot."""
+        expected = self._expected(candidate)
+        return expected is None or self._random.random() * expected < _LONG_SAMPLE_S
 
     def _blocks(self, order: Sequence[int]) -> Iterator[list[tuple[int, float]]]:
         """One round, cut into blocks of samples between two looks at the control."""
@@ -146,13 +153,17 @@ class Sampler:
             self._repeats_left -= 1
             for index, _ in block:
                 self._candidates[index].disturbed += 1
-            block = [(index, self._sample(self._candidates[index])) for index, _ in block]
+            block = [(index, self._again(index)) for index, _ in block]
         self.control_drift = max(self.control_drift, drift)
         for index, sample in block:
             candidate = self._candidates[index]
             candidate.samples_s.append(sample)
             candidate.stop = stopping(candidate.samples_s)
         self._observer.committed(block)
+
+    def _again(self, index: int) -> float:
+        self._observer.started(index, self._expected(self._candidates[index]))
+        return self._sample(self._candidates[index])
 
     def _time_control(self) -> float:
         """Time the control; how far it now lies from its median so far, relative."""

@@ -60,12 +60,12 @@ class Subjects:
     """Builds the calls of all points over one arena and one set of buffers.
 
     Args:
-        model: Gives the geometry of attention and the gate.
+        model: Gives the geometry of attention and the gate; None where no task is of that kind.
         arena: Cold memory.
         teams: A team per thread count.
     """
 
-    def __init__(self, model: Model, arena: Arena, teams: dict[int, Team]) -> None:
+    def __init__(self, model: Model | None, arena: Arena, teams: dict[int, Team]) -> None:
         self._model = model
         self._arena = arena
         self._teams = teams
@@ -85,16 +85,7 @@ class Subjects:
             case "attention":
                 return self._attention(task)
             case "layer_ops":
-                geometry = self._model.attention
-                return SmallOps(
-                    self._model.hidden_size,
-                    self._model.intermediate_size,
-                    geometry.heads,
-                    geometry.kv_heads,
-                    geometry.head_dim,
-                    self._model.activation,
-                    point.m,
-                )
+                return self._small_ops(task)
             case "read":
                 return self._read(task)
             case "peak":
@@ -114,7 +105,21 @@ class Subjects:
 
         return call
 
+    def _small_ops(self, task: Task) -> Call:
+        assert self._model is not None
+        model, geometry = self._model, self._model.attention
+        return SmallOps(
+            model.hidden_size,
+            model.intermediate_size,
+            geometry.heads,
+            geometry.kv_heads,
+            geometry.head_dim,
+            model.activation,
+            task.point.m,
+        )
+
     def _attention(self, task: Task) -> Call:
+        assert self._model is not None
         point, geometry = task.point, self._model.attention
         team = self._teams[point.threads]
         attention = Attention(geometry.heads, geometry.kv_heads, geometry.head_dim, point.m, point.context, team)

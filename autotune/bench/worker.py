@@ -100,12 +100,18 @@ def _sample(job: Job, subjects: Subjects, wrong: set[int]) -> None:
 
 
 def _control(job: Job, index_of: Sequence[int], candidates: Sequence[Candidate]) -> Callable[[], object] | None:
-    """The yardstick: the first product at m = 1, else whatever there is; None if there is nothing to time."""
-    for index, candidate in zip(index_of, candidates, strict=True):
-        point = job.tasks[index].point
-        if point.op == "matmul" and point.m == 1 and job.tasks[index].rows is None:
-            return candidate.call
-    return candidates[0].call if candidates else None
+    """The yardstick: the largest product at m = 1 on one thread, which jitters least; else whatever there is.
+
+    None if there is nothing to time.
+    """
+
+    def suits(index: int) -> tuple[bool, int]:
+        task = job.tasks[index_of[index]]
+        point = task.point
+        single = point.op == "matmul" and point.m == 1 and point.threads == 1 and task.rows is None
+        return single, point.n_out * point.k_in if single else 0
+
+    return candidates[max(range(len(candidates)), key=suits)].call if candidates else None
 
 
 def _work(task: Task) -> tuple[float, tuple[object, ...]]:

@@ -65,18 +65,13 @@ class CostModel:
         prefill_rest = np.stack([self._prefill_rest_s(prompt, counts, chunk) for chunk in chunks], axis=1)
         decode, prefill = [], []
         for layer in kinds:
-            at_once = sum(products.time_s(site) for site in layer.sites)
+            at_once = _total([products.time_s(site) for site in layer.sites])
             decode.append(decode_rest + products.select(at_once, batches))
-            prefill.append(
-                prefill_rest
-                + np.stack(
-                    [
-                        sum(count * products.select(at_once, [size])[:, 0] for size, count, _ in _pieces(prompt, chunk))
-                        for chunk in chunks
-                    ],
-                    axis=1,
-                )
-            )
+            over_prompt = [
+                _total([count * products.select(at_once, [size])[:, 0] for size, count, _ in _pieces(prompt, chunk)])
+                for chunk in chunks
+            ]
+            prefill.append(prefill_rest + np.stack(over_prompt, axis=1))
         head = products.time_s(model.head)
         return StepCosts(
             devices=("cpu",),
@@ -96,7 +91,8 @@ class CostModel:
         """A layer's decode step but for its products, half of the output in the cache; shape (T, B)."""
         context = np.array([workload.prompt_tokens + workload.output_tokens / 2])
         attention: Floats = self.attention.time_s(1, context, threads)[:, None] * np.array(batches)
-        return attention + np.array([self.small_ops.time_s(batch) for batch in batches])
+        attention += np.array([self.small_ops.time_s(batch) for batch in batches])
+        return attention
 
     def _prefill_rest_s(self, prompt: int, threads: NDArray[np.int64], chunk: int) -> Floats:
         """A layer over a whole prompt but for its products; shape (T,)."""
@@ -178,6 +174,11 @@ class _ProductTable:
     def select(self, table: Floats, tokens: Sequence[int]) -> Floats:
         """The columns of a table for those m."""
         return table[:, np.searchsorted(self._tokens, tokens)]
+
+
+def _total(parts: Sequence[Floats]) -> Floats:
+    total: Floats = np.sum(np.stack(parts), axis=0)
+    return total
 
 
 def _pieces(prompt: int, chunk: int) -> list[tuple[int, int, int]]:

@@ -75,7 +75,8 @@ class Products:
             return same_utilisation
         predicted = over_threads(counts, at_counts.T, threads).T
         floor = self._ceilings.time_s(site, np.zeros_like(tokens), threads, "max")
-        return np.where(np.isin(threads, counts)[:, None], predicted, np.maximum(predicted, floor))
+        capped: Floats = np.where(np.isin(threads, counts)[:, None], predicted, np.maximum(predicted, floor))
+        return capped
 
     def largest_m(self, site: Site) -> int:
         """Largest m that was timed of a product, 0 if none: predictions beyond it are extrapolated."""
@@ -103,7 +104,8 @@ class Products:
         times = np.stack([self.time_s(other, tokens, threads) for other in sites])
         rooflines = np.stack([self._roofline(other, tokens, threads) for other in sites])
         slope, overhead = _fit_line(rooflines, times)
-        return slope * self._roofline(site, tokens, threads) + overhead
+        line: Floats = slope * self._roofline(site, tokens, threads) + overhead
+        return line
 
 
 def _fit_line(x: Floats, y: Floats) -> tuple[Floats, Floats]:

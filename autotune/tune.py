@@ -1,0 +1,358 @@
+"""The whole way: model and host in, benchmark, cost model, search, result out; or from saved measurements, in no time."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from autotune.bench import campaign as bench
+from autotune.bench.plan import ceilings, describe_first_missing, plan
+from autotune.costmodel.heldout import fit
+from autotune.costmodel.model import CostModel
+from autotune.errors import BenchmarkError, BudgetError, MemoryLimitError, ResultNotFoundError, UsageError
+from autotune.host.detect import detect
+from autotune.host.tier import classify
+from autotune.loader import FALLBACK_THREADS, load_result
+from autotune.model import memory
+from autotune.model.analyse import analyse
+from autotune.records import (
+    Campaign,
+    Configuration,
+    CostModelReport,
+    Decision,
+    DeviceConfig,
+    Host,
+    Model,
+    Result,
+    Tier,
+    Workload,
+)
+from autotune.search.decide import decide
+from autotune.search.study import TRIALS
+from autotune.search.workload import batch_grid, chunk_grid, make_workload
+from autotune.store.entry import WORKLOADS
+
+if TYPE_CHECKING:
+    from autotune.bench.campaign import Progress
+
+DEFAULT_BUDGET_S = 20.0
+QUICK_BUDGET_S = 6.0
+_HOST_BUDGET_S = 1.5
+_MIN_BUDGET_S = 0.5
+_MAX_BUDGET_S = 3600.0
+_USABLE_SHARE = 0.9
+"""Share of the usable memory that a configuration may plan with: the rest is for what else runs and grows."""
+
+_UNKNOWN_NOISE = 0.05
+"""Relative noise assumed where no point was sampled often enough to tell."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; the same options on the same host give the saved answer.
+
+    Attributes:
+        workload: chat, server or offline.
+        format: Weight format, to say or override the model's own.
+        prompt: Prompt tokens per request.
+        output: Output tokens per request.
+        context: KV-cache slots per sequence.
+        max_batch: Largest batch.
+        max_tpot_ms: Longest time per output token.
+        max_ttft_ms: Longest time to the first token.
+    """
+
+    workload: str = "server"
+    format: str | None = None
+    prompt: int | None = None
+    output: int | None = None
+    context: int | None = None
+    max_batch: int | None = None
+    max_tpot_ms: float | None = None
+    max_ttft_ms: float | None = None
+
+    def resolve(self, model: Model) -> Workload:
+        """The workload, with what was left open filled in for a model.
+
+        Raises:
+            UsageError: A value that no run could use.
+        """
+        return make_workload(
+            self.workload,
+            model,
+            prompt=self.prompt,
+            output=self.output,
+            context=self.context,
+            max_batch=self.max_batch,
+            max_tpot_ms=self.max_tpot_ms,
+            max_ttft_ms=self.max_ttft_ms,
+        )
+
+    def request(self, budget_s: float) -> dict[str, object]:
+        """As it is saved beside a result."""
+        return {**vars(self), "budget_s": budget_s}
+
+
+def tune(
+    model: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    budget_s: float | None = None,
+    quick: bool = False,
+    kernel: str = "numpy",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Measure this host and choose a configuration. Doesn't look into the cache and doesn't save: ``cache.write`` does.
+
+    Args:
+        model: Path of a config.json or GGUF file, or the name of a preset.
+        options: Workload, limits and format.
+        budget_s: Wall time for the benchmark; default 20 s, or 6 s if ``quick``.
+        quick: Time fewer points.
+        kernel: Kernel to time.
+        seed: Of the sampling order and the Optuna study.
+        progress: Told how far the benchmark is.
+
+    Raises:
+        ModelError: The model can't be read.
+        UsageError: An option that no run could use.
+        MemoryLimitError: No configuration fits the memory.
+        ConstraintError: None keeps the limits.
+        BudgetError: The budget is too small to measure what a decision needs.
+        BenchmarkError: Nothing that was measured is usable.
+    """
+    started = time.monotonic()
+    options = options or Options()
+    budget_s = check_budget(budget_s, quick=quick)
+    analysed = analyse(model, options.format)
+    workload = options.resolve(analysed)
+    host = detect()
+    _check_fits(analysed, workload, host)
+    tasks = plan(analysed, host, workload, kernel, quick=quick)
+    campaign = bench.run(analysed, host, tasks, budget_s=budget_s, progress=progress, seed=seed)
+    _check_complete(campaign, describe_first_missing(tasks, (found.point for found in campaign.measurements())))
+    cost_model, report = fit(campaign)
+    return _conclude(
+        analysed, host, workload, campaign, cost_model, report, started=started, trials=TRIALS, seed=seed
+    )
+
+
+def retune(model: str | os.PathLike[str], options: Options | None = None) -> Result:
+    """Choose again from saved measurements: exact ranking only, no benchmark, no Optuna.
+
+    Args:
+        model: As for ``tune``; this host must have a result for it, of whatever workload.
+        options: New workload and limits.
+
+    Raises:
+        ResultNotFoundError: This host has no measurements of the model.
+        ModelError, UsageError, MemoryLimitError, ConstraintError: As for ``tune``.
+    """
+    started = time.monotonic()
+    options = options or Options()
+    if options.workload not in WORKLOADS:
+        raise UsageError(f"the workload must be one of {', '.join(WORKLOADS)}, got {options.workload!r}")
+    saved = _any_saved(model, options)
+    if saved is None:
+        raise ResultNotFoundError(
+            f"this host has no saved measurements of {os.fspath(model)}: run `python -m autotune {os.fspath(model)}` first"
+        )
+    return conclude_again(saved, options.resolve(saved.model), detect(), started=started)
+
+
+def conclude_again(saved: Result, workload: Workload, host: Host, *, started: float | None = None) -> Result:
+    """A result for another workload from a saved result's measurements, under the memory that ``host`` has now.
+
+    Args:
+        saved: Holds model, campaign and cost model.
+        workload: What to decide for.
+        host: The host that it was measured on, as it is now.
+        started: When the work began, on the monotonic clock.
+
+    Raises:
+        MemoryLimitError, ConstraintError: As for ``tune``.
+    """
+    return _conclude(
+        saved.model,
+        host,
+        workload,
+        saved.campaign,
+        CostModel(saved.campaign, saved.cost_model.roofline),
+        saved.cost_model,
+        started=time.monotonic() if started is None else started,
+        trials=None,
+    )
+
+
+def measure_tier(host: Host) -> Tier:
+    """Time the host's read bandwidth and arithmetic alone, and say what tier they make it.
+
+    Raises:
+        BenchmarkError: They could not be timed.
+    """
+    campaign = bench.run(None, host, ceilings(host, "numpy"), budget_s=_HOST_BUDGET_S)
+    return _tier(host, fit(campaign)[1])
+
+
+def check_budget(budget_s: float | None, *, quick: bool) -> float:
+    """The benchmark's budget in seconds.
+
+    Raises:
+        UsageError: It is out of range.
+    """
+    if budget_s is None:
+        return QUICK_BUDGET_S if quick else DEFAULT_BUDGET_S
+    if not 0 < budget_s <= _MAX_BUDGET_S:
+        raise UsageError(f"--budget must be more than 0 and at most {_MAX_BUDGET_S:.0f} seconds, got {budget_s:g}")
+    if budget_s < _MIN_BUDGET_S:
+        raise BudgetError(
+            f"a budget of {budget_s:g} s is too small: starting the benchmark alone takes about {_MIN_BUDGET_S:g} s"
+        )
+    return budget_s
+
+
+def _conclude(
+    model: Model,
+    host: Host,
+    workload: Workload,
+    campaign: Campaign,
+    cost_model: CostModel,
+    report: CostModelReport,
+    *,
+    started: float,
+    trials: int | None,
+    seed: int = 0,
+) -> Result:
+    """The pure second half: what follows from model, host, workload and measurements."""
+    costs = cost_model.steps(
+        model,
+        workload,
+        range(1, host.limits.usable_threads + 1),
+        batch_grid(workload.max_batch),
+        chunk_grid(workload.prompt_tokens),
+    )
+    decision = decide(
+        model,
+        workload,
+        costs,
+        available_bytes={"cpu": _plannable_bytes(host)},
+        overhead_bytes={"cpu": campaign.runtime_overhead_bytes},
+        default=_default(model, workload, host),
+        noise=campaign.noise.median_relative_interval or _UNKNOWN_NOISE,
+        bound_by=lambda configuration: cost_model.bound_by(model, workload, configuration),
+        trials=trials,
+        seed=seed,
+    )
+    return Result(
+        device_config=_device_config(decision),
+        provenance="measured",
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=host,
+        tier=_tier(host, report),
+        model=model,
+        workload=workload,
+        decision=decision,
+        cost_model=report,
+        campaign=campaign,
+        tune_time_s=time.monotonic() - started,
+        warnings=(
+            *cost_model.caveats(model, workload, decision.chosen.configuration),
+            *_failures(campaign),
+            *_untimed_gpus(host),
+        ),
+    )
+
+
+def _default(model: Model, workload: Workload, host: Host) -> Configuration:
+    """What would run without tuning: the loader's fallback, with the largest chunk."""
+    threads = min(FALLBACK_THREADS, host.limits.usable_threads)
+    return Configuration(
+        device_layers={"cpu": len(model.layers)},
+        head_device="cpu",
+        decode_threads=threads,
+        prefill_threads=threads,
+        batch_size=1,
+        prefill_chunk=chunk_grid(workload.prompt_tokens)[-1],
+    )
+
+
+def _device_config(decision: Decision) -> DeviceConfig:
+    """What a loader needs of a decision. All layers are on the CPU as long as no GPU is timed."""
+    chosen = decision.chosen.configuration
+    return DeviceConfig(
+        strategy="CpuOnly",
+        cpu_threads=chosen.decode_threads,
+        gpu_memory_fraction=None,
+        recommended_batch_size=chosen.batch_size,
+    )
+
+
+def _plannable_bytes(host: Host) -> int:
+    return int(host.memory.usable_bytes * _USABLE_SHARE)
+
+
+def _check_fits(model: Model, workload: Workload, host: Host) -> None:
+    """Before anything is timed: the smallest configuration must fit.
+
+    Raises:
+        MemoryLimitError: It doesn't.
+    """
+    available, overhead = {"cpu": _plannable_bytes(host)}, {"cpu": 0}
+    smallest = Configuration(
+        device_layers={"cpu": len(model.layers)},
+        head_device="cpu",
+        decode_threads=1,
+        prefill_threads=1,
+        batch_size=1,
+        prefill_chunk=chunk_grid(workload.prompt_tokens)[0],
+    )
+    (use,) = memory.plan(model, smallest, workload.context_tokens, available, overhead)
+    if use.total_bytes > use.available_bytes:
+        raise MemoryLimitError(memory.what_would_fit(model, workload, available, overhead))
+
+
+def _check_complete(campaign: Campaign, missing: str | None) -> None:
+    if missing is None:
+        return
+    failures = [failure for failure in campaign.failures() if failure.kind != "budget"]
+    if failures:
+        raise BenchmarkError(
+            f"{missing} could not be timed, and without it nothing can be decided: {failures[0].message}"
+        )
+    raise BudgetError(
+        f"a budget of {campaign.budget_s:g} s is too small: it ended before {missing} was timed; "
+        f"allow {DEFAULT_BUDGET_S:g} s (the default), or {QUICK_BUDGET_S:g} s with --quick"
+    )
+
+
+def _failures(campaign: Campaign) -> tuple[str, ...]:
+    """What could not be timed, in words, one line per kind of failure."""
+    lines: dict[str, list[str]] = {}
+    for failure in campaign.failures():
+        lines.setdefault(failure.kind, []).append(failure.message)
+    return tuple(
+        f"{len(messages)} of {len(campaign.outcomes)} points were not timed ({kind.replace('_', ' ')}): {messages[0]}"
+        for kind, messages in lines.items()
+    )
+
+
+def _untimed_gpus(host: Host) -> tuple[str, ...]:
+    names = [gpu.name for gpu in host.gpus.devices if gpu.unusable_reason is None]
+    return (f"GPUs are listed but not timed yet: {', '.join(names)}",) if names else ()
+
+
+def _tier(host: Host, report: CostModelReport) -> Tier:
+    return classify(host, max(report.read_bytes_per_s.values()), max(report.operations_per_s.values()))
+
+
+def _any_saved(model: str | os.PathLike[str], options: Options) -> Result | None:
+    """A saved result for this host and model: of the wanted workload, else of any other."""
+    for workload in sorted(WORKLOADS, key=lambda name: name != options.workload):
+        saved = load_result(model, workload, options.format)
+        if saved is not None:
+            return saved
+    return None

@@ -1,0 +1,248 @@
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autotune.errors import ConstraintError, MemoryLimitError
+from autotune.records import Configuration, Decision
+from autotune.search.decide import decide
+from autotune.search.workload import make_workload
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="session")
+def decide_for(make_model, make_costs):
+    """Decides for a synthetic model; the default uses up to four threads, and options pass to the workload."""
+
+    def call(name="server", *, model=None, costs=None, available_bytes=None, noise=0.02, trials=None, **options):
+        model = model or make_model()
+        available_bytes = available_bytes or {"cpu": GIB}
+        costs = costs or make_costs(len(model.layers), devices=tuple(available_bytes))
+        threads = min(4, int(costs.threads[-1]))
+        return decide(
+            model,
+            make_workload(name, model, **options),
+            costs,
+            available_bytes=available_bytes,
+            overhead_bytes=dict.fromkeys(available_bytes, 10**6),
+            default=Configuration(
+                device_layers={"cpu": len(model.layers)},
+                head_device="cpu",
+                decode_threads=threads,
+                prefill_threads=threads,
+                batch_size=1,
+                prefill_chunk=int(costs.chunks[-1]),
+            ),
+            noise=noise,
+            bound_by=lambda configuration: f"synthetic, batch {configuration.batch_size}",
+            trials=trials,
+        )
+
+    return call
+
+
+def test_a_server_batches_and_says_what_that_gains(decide_for):
+    decision = decide_for()
+    assert decision.chosen.configuration.batch_size == 8
+    assert decision.default.configuration.batch_size == 1
+    gain = decision.chosen.predicted.tokens_per_s / decision.default.predicted.tokens_per_s
+    assert decision.speedup_over_default == pytest.approx(gain)
+    assert gain > 1.5
+    assert decision.bound_by == "synthetic, batch 8"
+    assert decision.search.objective == "tokens_per_s"
+    assert decision.search.effective_max_tpot_s == 0.1
+    assert decision.search.study is None
+    assert decision.reasons == (
+        f"The default would be {gain:.1f} times slower, beyond the noise of 2.0 %.",
+        "Decode uses 2 threads: 1 would be 2.0 times slower.",
+        "Prefill uses 2 threads: 1 would be 2.0 times slower.",
+        "Batch 8 is the largest that the workload allows.",
+        "Prompts go through 512 tokens at a time: 256 would be 1.5 % slower.",
+    )
+
+
+def test_the_best_beats_the_default_by_more_than_the_noise_or_the_default_stays(decide_for, make_costs):
+    """Eight threads are 3 % faster than four in decode; the workload is decode only."""
+    costs = make_costs(threads=(1, 4, 8), saturates_at=4)
+    costs.decode_layer_s[..., 2, :] /= 1.03
+    costs.decode_ends_s[..., 2, :] /= 1.03
+
+    quiet = decide_for("chat", costs=costs, noise=0.02)
+    assert quiet.chosen.configuration.decode_threads == 8
+    assert quiet.reasons[0] == "The default would be 3.0 % slower, beyond the noise of 2.0 %."
+
+    noisy = decide_for("chat", costs=costs, noise=0.05)
+    assert noisy.chosen == noisy.default
+    assert noisy.runner_up == quiet.chosen
+    assert noisy.speedup_over_default == 1
+    assert noisy.reasons[:2] == (
+        "The default would be 3.0 % slower, within the noise of 5.0 %, so it stays.",
+        "Decode uses 4 threads: 1 would be 4.0 times slower and 8 would be 2.9 % faster.",
+    )
+
+
+def test_chat_leaves_the_default_for_a_faster_first_token_alone(decide_for, make_costs):
+    """Decode saturates at four threads, prefill doubles its speed with eight: TPOT ties, TTFT does not."""
+    costs = make_costs(threads=(1, 4, 8), saturates_at=4)
+    costs.prefill_layer_s[..., 2, :] /= 2
+    costs.prefill_ends_s[..., 2, :] /= 2
+    decision = decide_for("chat", costs=costs)
+    chosen = decision.chosen.configuration
+    assert (chosen.decode_threads, chosen.prefill_threads) == (4, 8)
+    assert decision.reasons[0] == "The default would be 2.0 times slower to the first token, beyond the noise of 2.0 %."
+    assert decision.speedup_over_default == 1
+
+
+def test_chat_keeps_the_default_whose_first_token_comes_sooner(decide_for, make_costs):
+    """The GPU decodes 1 % faster, which is noise, but its first token comes far later."""
+    costs = make_costs(devices=("cpu", "cuda:0"), gpu_speedup=2.02, crossing_s=0.0)
+    costs.prefill_layer_s[1] *= 5
+    costs.prefill_ends_s[1] *= 5
+    decision = decide_for("chat", costs=costs, available_bytes={"cpu": GIB, "cuda:0": GIB})
+    assert decision.chosen == decision.default
+    assert decision.runner_up.configuration.device_layers == {"cuda:0": 8}
+
+
+def test_where_the_default_is_the_best_it_is_said_so(decide_for):
+    decision = decide_for("chat")
+    assert decision.chosen == decision.default
+    assert decision.reasons[0] == "The default is the best configuration of all."
+    assert decision.runner_up.configuration.decode_threads == 1
+
+
+def test_a_space_of_one_point_has_no_runner_up(decide_for, make_costs):
+    decision = decide_for("chat", costs=make_costs(threads=(1,), chunks=(32,)))
+    assert decision.runner_up is None
+    assert decision.search.points == decision.search.feasible == 1
+    assert decision.reasons == (
+        "The default is the best configuration of all.",
+        "Batch 1 is the largest that the workload allows.",
+    )
+
+
+def test_a_default_that_does_not_fit_has_no_figures(decide_for, make_model, needs):
+    """Half of the layers fit each device, and those only in the shortest chunks."""
+    available = needs(make_model(), {"cpu": 4, "cuda:0": 4}, batch=1, chunk=32, context=2048)
+    decision = decide_for("chat", available_bytes=available)
+    assert set(decision.chosen.configuration.device_layers) == {"cpu", "cuda:0"}
+    assert (decision.default, decision.speedup_over_default) == (None, None)
+    assert decision.reasons[0] == "The default would break the memory there is."
+    assert "all on the CPU would break the memory or the limits and all on GPUs would break" in decision.reasons[1]
+
+
+def test_a_default_that_breaks_a_limit_is_left_however_small_the_gain(decide_for, make_costs):
+    costs = make_costs(threads=(1, 4, 8), saturates_at=4)
+    costs.decode_layer_s[..., 2, :] /= 1.03
+    costs.decode_ends_s[..., 2, :] /= 1.03
+    decision = decide_for("chat", costs=costs, noise=0.5, max_tpot_ms=17.8)
+    assert decision.chosen.configuration.decode_threads == 8
+    assert decision.default.predicted.tpot_s == pytest.approx(18e-3)
+    assert decision.reasons[0] == "The default would break the limit on the time per output token."
+
+
+def test_what_stops_a_larger_batch_is_named(decide_for, make_model, make_costs, needs):
+    def batch_reason(**changes):
+        (reason,) = (reason for reason in decide_for(**changes).reasons if reason.startswith("Batch"))
+        return reason
+
+    assert batch_reason(max_tpot_ms=42) == "Batch 4 and not 8: a token would take 48.6 ms, over the limit of 42 ms."
+    enough = needs(make_model(), {"cpu": 8}, batch=8, chunk=32, context=2048)["cpu"]
+    reason = batch_reason(available_bytes={"cpu": enough - 5000})
+    assert reason == "Batch 4 and not 8: that needs 5 kB more memory than there is."
+    no_gain = make_costs(row_share=1.0)
+    assert batch_reason(costs=no_gain) == "Batch 1 and not 2: that would be as fast."
+
+
+def test_memory_and_limits_that_exclude_each_other_are_named(decide_for, make_model, make_costs, needs):
+    """Two sequences fit only in the shortest chunks, with which the first token comes too late."""
+    costs = make_costs(batches=(1, 2), chunks=(32, 512), prompt=512)
+    available = needs(make_model(), {"cpu": 8}, batch=1, chunk=512, context=2048)
+    decision = decide_for(costs=costs, available_bytes=available, max_ttft_ms=2400)
+    assert decision.chosen.configuration.batch_size == 1
+    assert "Batch 1 and not 2: that can't keep the memory and the limits together." in decision.reasons
+
+
+def test_a_faster_chunk_that_does_not_fit_is_named(decide_for, make_model, needs):
+    available = needs(make_model(), {"cpu": 8}, batch=8, chunk=256, context=2048)
+    decision = decide_for("offline", available_bytes=available)
+    (reason,) = (reason for reason in decision.reasons if reason.startswith("Prompts"))
+    assert reason == "Prompts go through 256 tokens at a time: 512 would be 1.5 % faster but would not fit the memory."
+
+
+def test_a_relaxed_limit_is_explained(decide_for, make_model, make_costs):
+    decision = decide_for(model=make_model(40), costs=make_costs(40))
+    assert decision.search.effective_max_tpot_s == pytest.approx(0.205)
+    assert decision.reasons[1] == (
+        "No batch size keeps 100 ms per output token (the best is 164 ms), so 1.25 times the best is allowed."
+    )
+    assert decision.chosen.predicted.tpot_s <= 0.205
+
+
+def test_a_gpu_is_compared_with_the_cpu(decide_for):
+    decision = decide_for("chat", available_bytes={"cpu": GIB, "cuda:0": GIB})
+    assert decision.chosen.configuration.device_layers == {"cuda:0": 8}
+    assert decision.reasons[1] == "8 of 8 layers are on GPUs: all on the CPU would be 10.0 times slower."
+    assert not any("threads" in reason for reason in decision.reasons)
+
+
+def test_the_study_is_part_of_the_report_and_the_decision_repeats(decide_for):
+    first, again = decide_for(trials=16), decide_for(trials=16)
+    assert first.search.study.trials == 16
+    assert first.search.study.gap >= 0
+
+    def timeless(decision):
+        search = msgspec.structs.replace(decision.search, ranking_time_s=0.0)
+        return msgspec.structs.replace(decision, search=search)
+
+    assert timeless(first) == timeless(again)
+
+
+def test_a_decision_survives_json(decide_for):
+    decision = decide_for(trials=4)
+    assert msgspec.json.decode(msgspec.json.encode(decision), type=Decision) == decision
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    name=st.sampled_from(["chat", "server", "offline"]),
+    gpus=st.sampled_from([0, 1, 2]),
+    max_tpot_ms=st.none() | st.integers(500, 9000),
+    max_ttft_ms=st.none() | st.integers(500, 9000),
+    megabytes=st.lists(st.floats(1, 12), min_size=3, max_size=3),
+    noise=st.floats(0, 0.5),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_chosen_keeps_every_limit_and_is_never_worse_than_the_default(
+    decide_for, make_model, make_random_costs, seed, name, gpus, max_tpot_ms, max_ttft_ms, megabytes, noise
+):
+    """Whatever the costs, memory, limits and noise."""
+    devices = ("cpu", *(f"cuda:{index}" for index in range(gpus)))
+    model = make_model(5, wide_first=True)
+    available = {device: int(size * 2**20) for device, size in zip(devices, megabytes, strict=False)}
+    try:
+        decision = decide_for(
+            name,
+            model=model,
+            costs=make_random_costs(seed, 5, devices=devices, threads=(1, 2), batches=(1, 2, 4), chunks=(32, 64)),
+            available_bytes=available,
+            noise=noise,
+            prompt=64,
+            output=16,
+            context=512,
+            max_tpot_ms=max_tpot_ms,
+            max_ttft_ms=max_ttft_ms,
+        )
+    except (MemoryLimitError, ConstraintError):
+        return
+    for candidate in filter(None, (decision.chosen, decision.runner_up)):
+        figures = candidate.predicted
+        assert all(use.total_bytes <= use.available_bytes == available[use.device] for use in figures.memory)
+        if decision.search.effective_max_tpot_s is not None:
+            assert figures.tpot_s <= decision.search.effective_max_tpot_s
+        if max_ttft_ms is not None:
+            assert figures.ttft_s <= max_ttft_ms / 1e3
+    if decision.default and "break" not in decision.reasons[0]:
+        assert decision.speedup_over_default >= 1
+    if name == "chat":
+        assert decision.chosen.configuration.batch_size == 1

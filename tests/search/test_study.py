@@ -1,0 +1,96 @@
+import warnings
+
+import optuna
+import pytest
+
+from autotune.search.evaluate import build_evaluator
+from autotune.search.rank import rank
+from autotune.search.space import Point
+from autotune.search.study import run_study
+from autotune.search.workload import make_workload
+
+
+@pytest.fixture
+def evaluator_for(make_model, make_costs):
+    def build(name="server", *, available_bytes=2**30, threads=(1, 2), **options):
+        model = make_model()
+        return build_evaluator(
+            model,
+            make_workload(name, model, **options),
+            make_costs(threads=threads),
+            available_bytes={"cpu": available_bytes},
+            overhead_bytes={"cpu": 0},
+        )
+
+    return build
+
+
+def test_a_space_small_enough_is_tried_out_whole_and_the_best_found(evaluator_for):
+    evaluator = evaluator_for("chat")
+    assert evaluator.space.size == 20
+    study = run_study(evaluator, rank(evaluator), trials=64)
+    assert (study.sampler, study.trials, study.feasible_trials, study.gap) == ("GridSampler", 20, 20, 0.0)
+    assert study.best == evaluator.space.configuration(rank(evaluator).best)
+
+
+@pytest.mark.parametrize("name", ["server", "offline"])
+def test_a_large_space_is_sampled_and_the_gap_said(evaluator_for, name):
+    evaluator = evaluator_for(name, threads=tuple(range(1, 17)))
+    ranking = rank(evaluator)
+    study = run_study(evaluator, ranking, trials=40)
+    assert (study.sampler, study.trials) == ("TPESampler", 40)
+    found = evaluator.at(evaluator.space.point(study.best))
+    assert study.gap == pytest.approx(found.costs[0] / evaluator.at(ranking.best).costs[0] - 1)
+    assert 0 <= study.gap < 0.2
+
+
+def test_the_same_seed_gives_the_same_study(evaluator_for):
+    evaluator = evaluator_for(threads=tuple(range(1, 17)))
+    ranking = rank(evaluator)
+    first, again, other = (run_study(evaluator, ranking, trials=20, seed=seed) for seed in (3, 3, 4))
+    assert first == again
+    assert (first.best, first.gap) != (other.best, other.gap)
+
+
+def test_a_single_trial_is_the_start(evaluator_for):
+    evaluator = evaluator_for(threads=tuple(range(1, 17)))
+    start = Point(0, 3, 5, 1, 2)
+    study = run_study(evaluator, rank(evaluator), start=start, trials=1)
+    assert study.best == evaluator.space.configuration(start)
+
+
+def test_trials_that_break_a_constraint_never_win(evaluator_for):
+    """Under the limit only some batch sizes and thread counts remain; the faster ones in tokens/s are broken."""
+    evaluator = evaluator_for(threads=tuple(range(1, 9)), max_tpot_ms=11, max_ttft_ms=700)
+    ranking = rank(evaluator)
+    study = run_study(evaluator, ranking, trials=64)
+    assert 0 < study.feasible_trials < study.trials
+    value = evaluator.at(evaluator.space.point(study.best))
+    assert value.tpot_s <= 11e-3
+    assert value.ttft_s <= 0.7
+    assert study.gap >= 0
+
+
+def test_memory_is_a_constraint_of_the_study_too(evaluator_for):
+    roomy = evaluator_for("offline")
+    # Room for the second of four batch sizes with the shortest chunk, and no more.
+    evaluator = evaluator_for("offline", available_bytes=int(roomy.total_bytes[0, 1, 0]))
+    study = run_study(evaluator, rank(evaluator), trials=evaluator.space.size)
+    assert study.feasible_trials == (evaluator.excess_bytes <= 0).sum() * 4
+    assert (study.best.batch_size, study.gap) == (2, 0.0)
+
+
+def test_a_study_without_a_feasible_trial_has_no_best(evaluator_for):
+    evaluator = evaluator_for(threads=tuple(range(1, 17)), max_tpot_ms=4.6)
+    study = run_study(evaluator, rank(evaluator), start=Point(0, 0, 0, 0, 0), trials=1)
+    assert (study.feasible_trials, study.best, study.gap) == (0, None, None)
+
+
+def test_a_study_is_silent_and_leaves_optunas_log_level_alone(evaluator_for, capfd):
+    evaluator = evaluator_for()
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_study(evaluator, rank(evaluator), trials=12)
+    assert capfd.readouterr() == ("", "")
+    assert optuna.logging.get_verbosity() == optuna.logging.INFO
