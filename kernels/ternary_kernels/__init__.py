@@ -1,1 +1,4 @@
-"""Ternary weight formats and the matrix products over them: formats, oracle, CPU kernels. Never imports ``autotune``."""
+"""Ternary weight formats and the matrix products over them: formats, oracle, CPU kernels.
+
+Never imports ``autotune``.
+"""

@@ -23,10 +23,11 @@ class Quantized(NamedTuple):
 def quantize(x: NDArray[np.float32]) -> Quantized:
     """Quantise each token to int8 by its own largest magnitude.
 
-    s = 127 / max(1e-5, absmax), q = clamp(round(x s), -128, 127), rounding half to even.
+    s = 127 / max(1e-5, absmax), q = clamp(round(x s), -128, 127), rounding half to even. As s is symmetric, -128
+    never comes out; a runtime's own activations may hold it, so kernels take it.
 
     Args:
-        x: float32, shape (m, k_in).
+        x: float32, shape (m, k_in), finite.
 
     Raises:
         ValueError: Another dtype or rank.
@@ -34,9 +35,7 @@ def quantize(x: NDArray[np.float32]) -> Quantized:
     Source: transformers, integrations/bitnet.py, BitLinear.activation_quant.
     """
     if x.dtype != np.float32 or x.ndim != 2:
-        raise ValueError(
-            f"activations: expected float32 of shape (m, k_in), got {x.dtype} of shape {x.shape}"
-        )
+        raise ValueError(f"activations: expected float32 of shape (m, k_in), got {x.dtype} of shape {x.shape}")
     # Two reductions read x twice but allocate nothing; np.abs(x).max() would write a copy of x.
     absmax = np.maximum(x.max(axis=1), -x.min(axis=1))
     scale = np.float32(127.0) / np.maximum(absmax, np.float32(1e-5))

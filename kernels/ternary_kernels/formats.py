@@ -29,7 +29,7 @@ def get_format(name: str) -> Format:
 
 
 class Format(ABC):
-    """One way of storing an (n_out, k_in) matrix.
+    """One way of storing an (n_out, k_in) matrix. Subclasses register themselves under their ``name``.
 
     Attributes:
         name: The format's name, as GGUF files and users write it.
@@ -47,8 +47,7 @@ class Format(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "name" in cls.__dict__:
-            FORMATS[cls.name] = cls()
+        FORMATS[cls.name] = cls()
 
     def size_bytes(self, n_out: int, k_in: int) -> int:
         """Exact size of a packed (n_out, k_in) matrix, tail included.
@@ -67,7 +66,8 @@ class Format(ABC):
             scale: Factor of all weights; only ternary formats store one.
 
         Returns:
-            uint8, shape (size_bytes(n_out, k_in),).
+            uint8, shape (size_bytes(n_out, k_in),). Where the weights already lie as the format stores them
+            (float16 for F16), these are their own bytes, not a copy.
 
         Raises:
             ValueError: Wrong rank, shape, dtype or values.
@@ -79,9 +79,8 @@ class Format(ABC):
             if weights.dtype != np.int8:
                 raise ValueError(f"{self.name} packs int8 weights, got {weights.dtype}")
             if weights.min(initial=0) < -1 or weights.max(initial=0) > 1:
-                raise ValueError(
-                    f"{self.name} packs weights in {{-1, 0, +1}}, got values {weights.min()} to {weights.max()}"
-                )
+                got = f"values {weights.min()} to {weights.max()}"
+                raise ValueError(f"{self.name} packs weights in {{-1, 0, +1}}, got {got}")
         elif not np.issubdtype(weights.dtype, np.floating):
             raise ValueError(f"{self.name} packs floating-point weights, got {weights.dtype}")
         return self._pack(weights, scale)
@@ -95,11 +94,12 @@ class Format(ABC):
             k_in: Columns.
 
         Returns:
-            The weights (n_out, k_in), int8 for a ternary format, else in the format's own floating-point type,
-            and the scale that multiplies them.
+            The weights (n_out, k_in), int8 for a ternary format, else in the format's own floating-point
+            type, and the scale that multiplies them.
 
         Raises:
-            ValueError: ``data`` has another dtype or size, isn't contiguous, or holds codes that mean nothing.
+            ValueError: ``data`` has another dtype or size, isn't contiguous or aligned to the stored type,
+                or holds codes that mean nothing.
         """
         return self._unpack(*self.split(data, n_out, k_in))
 
@@ -111,8 +111,12 @@ class Format(ABC):
             n_out: Rows.
             k_in: Columns.
 
+        Returns:
+            A view of the rows, uint8 (n_out, k_in / 4) for I2_S, else floating point (n_out, k_in); and the
+            scale that multiplies the weights.
+
         Raises:
-            ValueError: As for ``unpack``.
+            ValueError: As for ``unpack``, but codes are not looked at.
         """
         expected = self.size_bytes(n_out, k_in)
         if data.dtype != np.uint8 or data.shape != (expected,) or not data.flags.c_contiguous:
@@ -144,7 +148,8 @@ class Format(ABC):
 class I2S(Format):
     """Two bits a weight, code = w + 1, four weights a byte, one float32 scale in a 32-byte tail; x86 layout.
 
-    128 weights lie in 32 bytes: weight j in byte j % 32, shifted left by 6 - 2 (j // 32).
+    128 weights lie in 32 bytes: weight j in byte j % 32, shifted left by 6 - 2 (j // 32). This is the layout of
+    the default build (ACT_PARALLEL); one built without it puts four rows into a byte instead.
     Source: microsoft/BitNet 16da220, src/ggml-bitnet-mad.cpp, quantize_i2_s.
     """
 
@@ -180,9 +185,10 @@ class I2S(Format):
 
 
 class I2SArm(I2S):
-    """I2_S as Arm builds lay it out: 64 weights in 16 bytes, weight j in byte j % 16, shifted by 6 - 2 (j // 16).
+    """I2_S as Arm builds lay it out.
 
-    A file written for one architecture is not a file for the other.
+    64 weights lie in 16 bytes: weight j in byte j % 16, shifted left by 6 - 2 (j // 16). A file written for one
+    architecture is not a file for the other. Source: as for ``I2S``.
     """
 
     name = "I2_S_ARM"
@@ -204,12 +210,18 @@ class F16(Format):
     def _pack(self, weights: NDArray[Any], scale: float) -> Bytes:
         if scale != 1.0:
             raise ValueError(f"{self.name} stores no scale: expected 1.0, got {scale}")
-        return np.ascontiguousarray(weights, self.dtype).view(np.uint8).reshape(-1)
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(weights, self.dtype)
+        if not np.isfinite(stored).all():
+            limit = np.finfo(self.dtype).max
+            raise ValueError(f"{self.name} packs finite weights of magnitude up to {limit:g}, got others")
+        return stored.view(np.uint8).reshape(-1)
 
     def _split(self, data: Bytes, n_out: int, k_in: int) -> tuple[NDArray[Any], float]:
-        if data.ctypes.data % np.dtype(self.dtype).itemsize:
+        itemsize = np.dtype(self.dtype).itemsize
+        if misaligned := data.ctypes.data % itemsize:
             raise ValueError(
-                f"{self.name}: expected bytes aligned to {np.dtype(self.dtype).itemsize}, got odd ones"
+                f"{self.name}: expected bytes aligned to {itemsize}, got an address {misaligned} past a multiple"
             )
         return data.view(self.dtype).reshape(n_out, k_in), 1.0
 

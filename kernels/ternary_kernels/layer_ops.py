@@ -1,8 +1,8 @@
-"""What a layer does besides its matrix products: attention over the KV cache, norms, rotation, gate, quantisation."""
+"""What a layer does besides its matrix products: attention over the KV cache, norm, rotation, gate."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +37,9 @@ class Attention:
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, m: int, context: int, team: Team) -> None:
         if min(heads, kv_heads, head_dim, m) < 1 or context < 0:
-            raise ValueError(
-                f"attention: expected positive sizes, got {(heads, kv_heads, head_dim, m, context)}"
-            )
+            raise ValueError(f"attention: expected positive sizes, got {(heads, kv_heads, head_dim, m, context)}")
         if heads % kv_heads:
-            raise ValueError(
-                f"attention: expected heads to be a multiple of {kv_heads} KV heads, got {heads}"
-            )
+            raise ValueError(f"attention: expected heads to be a multiple of {kv_heads} KV heads, got {heads}")
         self.shape = (m, heads, head_dim)
         self.cache_shape = (kv_heads, context + m, head_dim)
         self.context = context
@@ -62,16 +58,20 @@ class Attention:
             ``out``.
 
         Raises:
-            ValueError: A shape differs; names what was expected and what came.
+            ValueError: A shape or dtype differs; names what was expected and what came.
         """
-        for name, array, shape in (
-            ("query", query, self.shape),
-            ("keys", keys, self.cache_shape),
-            ("values", values, self.cache_shape),
-            ("out", out, self.shape),
-        ):
-            if array.shape != shape:
-                raise ValueError(f"attention {name}: expected shape {shape}, got {array.shape}")
+        operands: tuple[tuple[str, NDArray[Any], tuple[int, ...], type[np.floating[Any]]], ...] = (
+            ("query", query, self.shape, np.float32),
+            ("keys", keys, self.cache_shape, np.float16),
+            ("values", values, self.cache_shape, np.float16),
+            ("out", out, self.shape, np.float32),
+        )
+        for name, array, shape, dtype in operands:
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(
+                    f"attention {name}: expected {np.dtype(dtype)} of shape {shape}, "
+                    f"got {array.dtype} of shape {array.shape}"
+                )
         m, heads, head_dim = self.shape
         kv_heads, tokens, _ = self.cache_shape
         group = heads // kv_heads
@@ -136,9 +136,10 @@ def gate(gated: Floats, up: Floats, activation: Literal["silu", "relu2", "gelu"]
 class SmallOps:
     """All of a layer but its products and attention, on m tokens, in the order a layer runs them.
 
-    Norm, quantisation for q, k, v; rotation of q and k; norm and quantisation for o; residual; norm and quantisation for
-    gate and up; the gate; norm and quantisation for down; residual. They run on the calling thread alone: numpy would
-    hand them to a team at a higher cost than they have.
+    Norm and quantisation for q, k, v; rotation of q and k; norm and quantisation for o; residual; norm and
+    quantisation for gate and up; the gate; norm and quantisation for down; residual. The inputs are random and
+    drawn once: what is timed depends on the shapes alone. They run on the calling thread alone: handing them to
+    a team would cost more than they do.
 
     Args:
         hidden_size: Width of the residual stream.
@@ -168,9 +169,7 @@ class SmallOps:
         self._query = rng.standard_normal((m, heads, head_dim), np.float32)
         self._key = rng.standard_normal((m, kv_heads, head_dim), np.float32)
         self._gated = rng.standard_normal((m, intermediate_size), np.float32)
-        self._norms = [
-            np.ones(width, np.float32) for width in (hidden_size, heads * head_dim, intermediate_size)
-        ]
+        self._norms = [np.ones(width, np.float32) for width in (hidden_size, heads * head_dim, intermediate_size)]
 
     def __call__(self) -> tuple[Quantized, Quantized, Quantized, Quantized]:
         """Run them; returns the activations that q/k/v, o, gate/up and down would take."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -16,9 +17,9 @@ KERNELS: dict[tuple[str, str], type[Matmul]] = {}
 
 
 class Matmul(ABC):
-    """y = x @ w.T for one shape, number of tokens and team; scratch memory is allocated here, once.
+    """y = x @ w.T for one shape, number of tokens and team, whose scratch memory it uses.
 
-    Subclasses that name a ``kernel`` register themselves for each of their ``formats``.
+    Subclasses register themselves under the name ``kernel`` for each of their ``formats``.
 
     Args:
         format_name: Weight format, one of the class' ``formats``.
@@ -28,7 +29,7 @@ class Matmul(ABC):
         team: The threads that share the rows.
 
     Raises:
-        ValueError: The format can't hold that shape, or m is below 1.
+        ValueError: The format isn't one of the kernel's or can't hold that shape, or m is below 1.
     """
 
     kernel: ClassVar[str]
@@ -40,6 +41,9 @@ class Matmul(ABC):
             KERNELS[cls.kernel, name] = cls
 
     def __init__(self, format_name: str, n_out: int, k_in: int, m: int, team: Team) -> None:
+        if format_name not in self.formats:
+            known = ", ".join(self.formats)
+            raise ValueError(f"kernel {self.kernel!r}: expected a format of {known}, got {format_name!r}")
         if m < 1:
             raise ValueError(f"{format_name} product: expected at least 1 token, got m = {m}")
         self.format = get_format(format_name)
@@ -63,6 +67,9 @@ class Matmul(ABC):
         Raises:
             ValueError: A wrong shape, dtype or memory order; names what was expected and what came.
         """
+        if isinstance(x, Quantized) != self.format.ternary:
+            expected = "int8 values with a scale per token" if self.format.ternary else "a float32 array"
+            raise ValueError(f"{self._site}, activations: expected {expected}, got {type(x).__name__}")
         values = x.values if isinstance(x, Quantized) else x
         wanted = np.dtype(np.int8 if self.format.ternary else np.float32)
         self._check("activations", values, (self.m, self.k_in), wanted)
@@ -77,9 +84,13 @@ class Matmul(ABC):
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
             order = "contiguous" if array.flags.c_contiguous else "non-contiguous"
             raise ValueError(
-                f"{self.format.name} {self.n_out} x {self.k_in}, {what}: expected contiguous {dtype} of shape "
-                f"{shape}, got {order} {array.dtype} of shape {array.shape}"
+                f"{self._site}, {what}: expected contiguous {dtype} of shape {shape}, "
+                f"got {order} {array.dtype} of shape {array.shape}"
             )
+
+    @property
+    def _site(self) -> str:
+        return f"{self.format.name} {self.n_out} x {self.k_in}"
 
     @abstractmethod
     def _multiply(self, x: Any, rows: NDArray[Any], scale: float, out: NDArray[np.float32]) -> None: ...
@@ -91,10 +102,10 @@ def get_kernel(kernel: str, format_name: str) -> type[Matmul]:
     Raises:
         ValueError: There is none.
     """
+    # Kernels register when their module is imported, and those modules import this one.
+    importlib.import_module("ternary_kernels.numpy_cpu")
     try:
         return KERNELS[kernel, format_name]
     except KeyError:
         known = ", ".join(f"{name} ({held})" for name, held in KERNELS)
-        raise ValueError(
-            f"no kernel {kernel!r} for format {format_name!r}: expected one of {known}"
-        ) from None
+        raise ValueError(f"no kernel {kernel!r} for format {format_name!r}: expected one of {known}") from None

@@ -1,8 +1,8 @@
 """CPU kernels from numpy alone: the weights are unpacked a block at a time, in cache, and multiplied by BLAS.
 
-Exactness: codes are 0..2 and activations at most 128 in magnitude, so a sum over fewer than 2^24 / 256 columns
-is an integer below 2^24, which float32 holds exactly whatever the order of addition. Longer rows are summed
-in segments.
+Exactness: codes are 0..2 and activations at most 128 in magnitude, so a sum over fewer than 2^24 / 256
+columns is an integer below 2^24, which float32 holds exactly whatever the order of addition. Longer rows are
+summed in segments.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from ternary_kernels.matmul import Matmul
 from ternary_kernels.oracle import rescale
 from ternary_kernels.team import Team, share
 
-# Unpacked bytes per block and thread. A product with few tokens is bound by unpacking: the block must stay in
-# the level-2 cache until it is multiplied. With many tokens BLAS copies the block into its own order anyway, and
-# longer blocks spare it work. (Measured at 6912 x 2560 and 2560 x 6912 with 0.16, 0.32, 0.64, 1.3 and 2.6 MB.)
+# Unpacked bytes per block and thread. A product with few tokens is bound by unpacking: the block must stay
+# in the level-2 cache until it is multiplied. With many tokens BLAS copies the block into its own order
+# anyway, and longer blocks spare it work. (Measured at 6912 x 2560 and 2560 x 6912 with 0.16, 0.32, 0.64, 1.3
+# and 2.6 MB.)
 _BLOCK_BYTES_FEW_TOKENS = 1 << 20
 _BLOCK_BYTES_MANY_TOKENS = 4 << 20
 _MANY_TOKENS = 32
@@ -55,9 +56,7 @@ class NumpyI2S(Matmul):
         self._segments = [(first, min(first + columns, k_in)) for first in range(0, k_in, columns)]
         self._rows = _block_rows(columns, m, n_out)
 
-    def _multiply(
-        self, x: Quantized, rows: NDArray[np.uint8], scale: float, out: NDArray[np.float32]
-    ) -> None:
+    def _multiply(self, x: Quantized, rows: NDArray[np.uint8], scale: float, out: NDArray[np.float32]) -> None:
         planes = [self._by_plane(x.values[:, first:last]) for first, last in self._segments]
         row_sums = x.values.sum(axis=1, dtype=np.int32)
         all_sums = self.team.scratch(None, (self.n_out, self.m))
@@ -106,7 +105,10 @@ class NumpyI2S(Matmul):
 
 
 class NumpyFloat(Matmul):
-    """F16 and F32 weights times float32 activations: embeddings used as heads, and unquantised models."""
+    """F16 and F32 weights times float32 activations: embeddings used as heads, and unquantised models.
+
+    F16 weights must be finite, and activations below 2^72 in magnitude: see ``widen``.
+    """
 
     kernel = "numpy"
     formats = ("F16", "F32")
@@ -116,7 +118,11 @@ class NumpyFloat(Matmul):
         self._rows = _block_rows(k_in, m, n_out)
 
     def _multiply(
-        self, x: NDArray[np.float32], rows: NDArray[Any], scale: float, out: NDArray[np.float32]
+        self,
+        x: NDArray[np.float32],
+        rows: NDArray[Any],
+        scale: float,  # noqa: ARG002 - these formats store none
+        out: NDArray[np.float32],
     ) -> None:
         half = self.format.name == "F16"
         # The bias is put half into the activations and half into the sums, so that neither overflows.
@@ -139,7 +145,7 @@ class NumpyFloat(Matmul):
 
 
 HALF_BIAS = np.float32(2.0**56)
-"""Square root of what ``widen`` leaves out."""
+"""Square root of the factor 2^112 that ``widen`` leaves out."""
 
 _F16_BITS = np.int32(0x8FFFE000 - (1 << 32))
 

@@ -29,7 +29,7 @@ def accumulate(x: NDArray[np.int8], weights: NDArray[np.int8]) -> NDArray[np.int
 
 
 def matmul(x: Quantized, weights: NDArray[np.int8], weight_scale: float) -> NDArray[np.float32]:
-    """y = sums / activation scale * weight scale, in float32 and in this order.
+    """Multiply: sums / activation scale * weight scale, in float32 and in this order.
 
     Args:
         x: Activations of m tokens.
@@ -38,13 +38,14 @@ def matmul(x: Quantized, weights: NDArray[np.int8], weight_scale: float) -> NDAr
 
     Returns:
         float32, shape (m, n_out). Kernels must equal it to the last bit.
+
+    Raises:
+        ValueError: As for ``accumulate``.
     """
     return rescale(accumulate(x.values, weights).astype(np.float32), x.scale, weight_scale)
 
 
-def rescale(
-    sums: NDArray[np.float32], scale: NDArray[np.float32], weight_scale: float
-) -> NDArray[np.float32]:
+def rescale(sums: NDArray[np.float32], scale: NDArray[np.float32], weight_scale: float) -> NDArray[np.float32]:
     """Turn integer sums (m, n_out), held in float32, into outputs; in place."""
     sums /= scale[:, None]
     sums *= np.float32(weight_scale)

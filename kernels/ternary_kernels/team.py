@@ -1,4 +1,7 @@
-"""A team of threads that lives as long as the benchmark: starting threads per product would cost more than it."""
+"""A team of threads that lives as long as the benchmark.
+
+Starting threads for every product would cost more than many a product does.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,15 @@ class Team:
     """Runs a task on N threads at once, each pinned to its own logical CPU, and lends them scratch memory.
 
     The calling thread is member 0. While the team lives, BLAS is held to one thread per caller: the team
-    splits the work itself, and nested threads would compete for the same cores.
+    splits the work itself, and nested threads would compete for the same cores. A team lives within a ``with``
+    block; leaving it ends the threads and puts back the caller's affinity and the BLAS limit.
 
     Args:
         threads: Number of members, the calling thread included.
         cpus: Logical CPUs to pin members to, member i to ``cpus[i]``; None leaves placement to the system.
 
     Raises:
-        ValueError: Fewer than 1 thread, or fewer CPUs than threads.
+        ValueError: Fewer than 1 thread, or fewer CPUs than threads; on entering, a CPU that can't be used.
     """
 
     def __init__(self, threads: int, cpus: Sequence[int] | None = None) -> None:
@@ -57,13 +61,17 @@ class Team:
     def __enter__(self) -> Self:
         self._blas = threadpool_limits(1, user_api="blas")
         self._caller_cpus = _affinity()
-        self._pin(0)
         for index in range(1, self.threads):
             tasks: SimpleQueue[Task | None] = SimpleQueue()
             member = Thread(target=self._serve, args=(index, tasks), name=f"team-{index}", daemon=True)
             member.start()
             self._tasks.append(tasks)
             self._members.append(member)
+        try:
+            self.run(self._pin)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -84,8 +92,15 @@ class Team:
         """Call ``task(i)`` for every member i at once and return when all have returned.
 
         Raises:
-            BaseException: The first error that a member's task raised, after all have returned.
+            RuntimeError: The team has not been entered, or was left.
+            BaseException: An error that a member's task raised, after all have returned: the caller's if it has
+                one, else the first.
         """
+        # Without its threads the team would do the caller's part of the work and return as if all were done.
+        if len(self._members) != self.threads - 1:
+            raise RuntimeError(
+                f"team: expected run within a with block, got {len(self._members) + 1} of {self.threads} members"
+            )
         for tasks in self._tasks:
             tasks.put(task)
         errors: list[BaseException] = []
@@ -101,7 +116,6 @@ class Team:
             raise errors[0]
 
     def _serve(self, index: int, tasks: SimpleQueue[Task | None]) -> None:
-        self._pin(index)
         while (task := tasks.get()) is not None:
             try:
                 task(index)
@@ -112,7 +126,11 @@ class Team:
 
     def _pin(self, index: int) -> None:
         if self._cpus is not None and _affinity() is not None:
-            os.sched_setaffinity(0, {self._cpus[index]})  # Linux: 0 is the calling thread, not the process
+            cpu = self._cpus[index]
+            try:
+                os.sched_setaffinity(0, {cpu})  # Linux: 0 is the calling thread, not the process
+            except OSError as error:
+                raise ValueError(f"team: expected CPUs that can be used, got CPU {cpu}") from error
 
 
 def _affinity() -> set[int] | None:
@@ -121,7 +139,11 @@ def _affinity() -> set[int] | None:
 
 
 def share(total: int, members: int, index: int, multiple: int = 1) -> tuple[int, int]:
-    """Rows ``[first, last)`` of ``total`` that member ``index`` of ``members`` works on, in steps of ``multiple``."""
+    """Rows ``[first, last)`` of ``total`` for member ``index`` of ``members``, cut at multiples of ``multiple``.
+
+    The members' shares follow each other, cover all rows and differ by at most one ``multiple``; with fewer rows
+    than members some are empty.
+    """
     units = -(-total // multiple)
     first, last = units * index // members, units * (index + 1) // members
     return min(first * multiple, total), min(last * multiple, total)
