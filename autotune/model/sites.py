@@ -1,0 +1,75 @@
+"""The sites of a layer: their shapes, and whether their weight format can hold them."""
+
+from __future__ import annotations
+
+import platform
+
+from autotune.errors import ModelError, UsageError
+from autotune.records import Attention, Site
+from ternary_kernels.formats import get_format
+
+_ARM_MACHINES = ("aarch64", "arm64")
+
+
+def layer_shapes(hidden: int, intermediate: int, attention: Attention) -> dict[str, tuple[int, int]]:
+    """Rows and columns of a layer's sites by name, in the order they are multiplied with: seven in all families."""
+    query_width, kv_width = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    return {
+        "q": (query_width, hidden),
+        "k": (kv_width, hidden),
+        "v": (kv_width, hidden),
+        "o": (hidden, query_width),
+        "gate": (intermediate, hidden),
+        "up": (intermediate, hidden),
+        "down": (hidden, intermediate),
+    }
+
+
+def check_known(weight_format: str) -> None:
+    """Checks a format's name that a user gave.
+
+    Raises:
+        UsageError: No format of the registry has that name.
+    """
+    try:
+        get_format(weight_format)
+    except ValueError as error:
+        raise UsageError(f"--format: {error}") from None
+
+
+def host_ternary_format(machine: str | None = None) -> str:
+    """The registry's name of I2_S as bitnet.cpp lays it out on a machine: Arm builds have a layout of their own.
+
+    Args:
+        machine: ``x86_64``, ``aarch64``, ...; None for this machine.
+    """
+    return "I2_S_ARM" if (machine or platform.machine()).lower() in _ARM_MACHINES else "I2_S"
+
+
+def holds(weight_format: str, n_out: int, k_in: int) -> bool:
+    """Whether a format can hold an (n_out, k_in) matrix."""
+    try:
+        get_format(weight_format).size_bytes(n_out, k_in)
+    except ValueError:
+        return False
+    return True
+
+
+def make_site(where: str, name: str, n_out: int, k_in: int, weight_format: str) -> Site:
+    """A site whose format can hold it.
+
+    Args:
+        where: File and key or tensor, for the message.
+        name: The site's name.
+        n_out: Rows.
+        k_in: Columns.
+        weight_format: A name that the registry knows.
+
+    Raises:
+        ModelError: The format can't hold that shape.
+    """
+    try:
+        get_format(weight_format).size_bytes(n_out, k_in)
+    except ValueError as error:
+        raise ModelError(f"{where}: the {name} matrix can't be stored: {error}") from None
+    return Site(name=name, n_out=n_out, k_in=k_in, format=weight_format)
