@@ -1,0 +1,255 @@
+"""Synthetic records for tests: consistent with each other, but measured on no real host.
+
+Each builder takes the record's own fields as overrides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from autotune.records import (
+    Attention,
+    Cache,
+    Campaign,
+    Candidate,
+    Configuration,
+    Core,
+    CostModelReport,
+    Cpu,
+    Decision,
+    DeviceConfig,
+    Failure,
+    Figures,
+    Fingerprint,
+    Gpus,
+    HeldOut,
+    Host,
+    Layer,
+    Limits,
+    Measurement,
+    Memory,
+    MemoryUse,
+    Model,
+    Noise,
+    Point,
+    Result,
+    SearchReport,
+    Site,
+    Study,
+    Tier,
+    Versions,
+    Workload,
+)
+
+HOST_FINGERPRINT = "0123456789abcdef" * 2
+MODEL_DIGEST = "fedcba9876543210" * 2
+
+
+def build_host(fingerprint: str = HOST_FINGERPRINT, **overrides: Any) -> Host:
+    """A synthetic host with two cores and no GPU, under the given cheap fingerprint."""
+    host = Host(
+        label="synthetic-host",
+        operating_system="Linux 6.1",
+        cpu=Cpu(
+            name="Synthetic CPU",
+            vendor=None,
+            architecture="x86_64",
+            microarchitecture="haswell",
+            isa=("avx2",),
+            logical_cpus=2,
+            physical_cores=2,
+            cores=tuple(Core(cpus=(cpu,), package=0, numa_node=0, kind=None, max_frequency_hz=None) for cpu in (0, 1)),
+            caches=(Cache(level=3, size_bytes=32 * 2**20, shared_by_cpus=2),),
+        ),
+        limits=Limits(
+            affinity_cpus=(0, 1),
+            cpuset_cpus=None,
+            quota_cpus=None,
+            usable_threads=2,
+            decided_by="online CPUs",
+            cgroup_version=2,
+        ),
+        memory=Memory(
+            total_bytes=8 * 2**30,
+            available_bytes=6 * 2**30,
+            cgroup_limit_bytes=None,
+            cgroup_used_bytes=None,
+            usable_bytes=6 * 2**30,
+            decided_by="available",
+        ),
+        numa_nodes=1,
+        gpus=Gpus(devices=(), driver_version=None, absent_reason="no NVIDIA driver"),
+        versions=Versions(
+            autotune="0.1.0",
+            python="3.11.7",
+            libraries={"numpy": "2.4.6"},
+            kernels="0" * 32,
+            measuring_policy=1,
+        ),
+        fingerprint=Fingerprint(full="f" * 32, cheap=fingerprint),
+    )
+    return replace(host, **overrides)
+
+
+def build_model(source_digest: str = MODEL_DIGEST, **overrides: Any) -> Model:
+    """A synthetic model of two small layers."""
+    sites = (
+        Site("q", 256, 256, "I2_S"),
+        Site("k", 128, 256, "I2_S"),
+        Site("v", 128, 256, "I2_S"),
+        Site("o", 256, 256, "I2_S"),
+        Site("gate", 768, 256, "I2_S"),
+        Site("up", 768, 256, "I2_S"),
+        Site("down", 256, 768, "I2_S"),
+    )
+    model = Model(
+        name="synthetic/model",
+        architecture="bitnet",
+        hidden_size=256,
+        intermediate_size=768,
+        vocab_size=1000,
+        max_context=4096,
+        activation="relu2",
+        attention=Attention(heads=4, kv_heads=2, head_dim=64),
+        layers=(Layer(sites), Layer(sites)),
+        embedding=Site("embedding", 1000, 256, "F16"),
+        head=Site("head", 1000, 256, "F16"),
+        tied=True,
+        norm_bytes=5 * 256 * 4,
+        source_digest=source_digest,
+    )
+    return replace(model, **overrides)
+
+
+def build_workload(**overrides: Any) -> Workload:
+    """The server workload, small."""
+    workload = Workload(
+        name="server",
+        prompt_tokens=128,
+        output_tokens=64,
+        context_tokens=512,
+        max_batch=8,
+        max_tpot_s=0.1,
+        max_ttft_s=None,
+        relaxed_tpot_ratio=1.25,
+    )
+    return replace(workload, **overrides)
+
+
+def build_candidate(tokens_per_s: float = 200.0, threads: int = 2, batch_size: int = 4) -> Candidate:
+    """A CPU-only configuration with synthetic figures."""
+    return Candidate(
+        configuration=Configuration(
+            device_layers={"cpu": 2},
+            head_device="cpu",
+            decode_threads=threads,
+            prefill_threads=threads,
+            batch_size=batch_size,
+            prefill_chunk=128,
+        ),
+        predicted=Figures(
+            tokens_per_s=tokens_per_s,
+            tpot_s=batch_size / tokens_per_s,
+            ttft_s=0.25,
+            memory=(
+                MemoryUse(
+                    device="cpu",
+                    weights_bytes=800_000,
+                    kv_cache_bytes=2_000_000,
+                    activations_bytes=100_000,
+                    overhead_bytes=50_000_000,
+                    available_bytes=6 * 2**30,
+                ),
+            ),
+        ),
+    )
+
+
+def build_campaign(points: int = 3, samples: int = 8, **overrides: Any) -> Campaign:
+    """Synthetic measurements of one product at several m, and one failure."""
+    measured = tuple(
+        Measurement(
+            point=Point(op="matmul", device="cpu", kernel="numpy", threads=1, m=m, format="I2_S", n_out=256, k_in=256),
+            samples_s=tuple(1e-4 * m * (1 + sample / 1000) for sample in range(samples)),
+            calls_per_sample=16,
+            stopped="converged",
+        )
+        for m in range(1, points + 1)
+    )
+    failed = Failure(
+        point=Point(op="peak", device="cpu", kernel="numpy", threads=2),
+        kind="budget",
+        message="the time was up",
+    )
+    campaign = Campaign(
+        outcomes=(*measured, failed),
+        noise=Noise(
+            median_relative_interval=0.01,
+            converged=points,
+            points=points + 1,
+            disturbed_samples=0,
+            control_drift=0.01,
+            steal_fraction=None,
+            throttled_s=None,
+        ),
+        budget_s=30.0,
+        spent_s=1.5,
+        cold_bytes=64 * 2**20,
+        runtime_overhead_bytes=50_000_000,
+    )
+    return replace(campaign, **overrides)
+
+
+def build_result(
+    host_fingerprint: str = HOST_FINGERPRINT,
+    model_digest: str = MODEL_DIGEST,
+    workload: str = "server",
+    **overrides: Any,
+) -> Result:
+    """A synthetic result, as tuning a CPU-only host gives it."""
+    chosen, default = build_candidate(), build_candidate(tokens_per_s=80.0, batch_size=1)
+    result = Result(
+        device_config=DeviceConfig(
+            strategy="CpuOnly", cpu_threads=2, gpu_memory_fraction=None, recommended_batch_size=4
+        ),
+        provenance="measured",
+        created_at="2026-01-02T03:04:05Z",
+        host=build_host(host_fingerprint),
+        tier=Tier(name="Low", reason="reads 10 GB/s from memory"),
+        model=build_model(model_digest),
+        workload=build_workload(name=workload),
+        decision=Decision(
+            chosen=chosen,
+            runner_up=None,
+            default=default,
+            speedup_over_default=2.5,
+            bound_by="memory bandwidth",
+            reasons=("decode reads every weight once per step",),
+            search=SearchReport(
+                objective="tokens_per_s",
+                points=64,
+                feasible=60,
+                effective_max_tpot_s=0.1,
+                ranking_time_s=0.001,
+                study=Study(
+                    sampler="TPESampler",
+                    seed=0,
+                    trials=40,
+                    feasible_trials=38,
+                    best=chosen.configuration,
+                    gap=0.0,
+                ),
+            ),
+        ),
+        cost_model=CostModelReport(
+            roofline="sum",
+            read_bytes_per_s={"1": 8e9, "2": 1.2e10},
+            operations_per_s={"1": 5e10, "2": 9e10},
+            held_out=(HeldOut(left_out="interior m", predictions=4, median=0.03, p90=0.08, worst=0.1),),
+        ),
+        campaign=build_campaign(),
+        tune_time_s=2.5,
+    )
+    return replace(result, **overrides)
