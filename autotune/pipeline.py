@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+import warnings
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from autotune.bench import campaign as bench
+from autotune.bench.campaign import Progress
 from autotune.bench.plan import ceilings, describe_first_missing, plan
 from autotune.costmodel.heldout import fit
 from autotune.costmodel.model import CostModel
-from autotune.errors import BenchmarkError, BudgetError, MemoryLimitError, ResultNotFoundError, UsageError
+from autotune.errors import BenchmarkError, BudgetError, MemoryLimitError, ResultNotFoundError, StoreError, UsageError
 from autotune.host.detect import detect
 from autotune.host.tier import classify
-from autotune.loader import FALLBACK_THREADS, load_result
+from autotune.loader import FALLBACK_THREADS, find_answer, load_result
 from autotune.model import memory
 from autotune.model.analyse import analyse
+from autotune.options import DEFAULT_BUDGET_S, QUICK_BUDGET_S, Options, check_budget
 from autotune.records import (
     Campaign,
     Configuration,
@@ -33,67 +34,18 @@ from autotune.records import (
 from autotune.search.decide import decide
 from autotune.search.study import TRIALS
 from autotune.search.workload import batch_grid, chunk_grid, make_workload
+from autotune.store import cache
 from autotune.store.entry import WORKLOADS
 
-if TYPE_CHECKING:
-    from autotune.bench.campaign import Progress
+KERNEL = "numpy"
+"""The kernel that is timed."""
 
-DEFAULT_BUDGET_S = 20.0
-QUICK_BUDGET_S = 6.0
 _HOST_BUDGET_S = 1.5
-_MIN_BUDGET_S = 0.5
-_MAX_BUDGET_S = 3600.0
 _USABLE_SHARE = 0.9
 """Share of the usable memory that a configuration may plan with: the rest is for what else runs and grows."""
 
 _UNKNOWN_NOISE = 0.05
 """Relative noise assumed where no point was sampled often enough to tell."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for; the same options on the same host give the saved answer.
-
-    Attributes:
-        workload: chat, server or offline.
-        format: Weight format, to say or override the model's own.
-        prompt: Prompt tokens per request.
-        output: Output tokens per request.
-        context: KV-cache slots per sequence.
-        max_batch: Largest batch.
-        max_tpot_ms: Longest time per output token.
-        max_ttft_ms: Longest time to the first token.
-    """
-
-    workload: str = "server"
-    format: str | None = None
-    prompt: int | None = None
-    output: int | None = None
-    context: int | None = None
-    max_batch: int | None = None
-    max_tpot_ms: float | None = None
-    max_ttft_ms: float | None = None
-
-    def resolve(self, model: Model) -> Workload:
-        """The workload, with what was left open filled in for a model.
-
-        Raises:
-            UsageError: A value that no run could use.
-        """
-        return make_workload(
-            self.workload,
-            model,
-            prompt=self.prompt,
-            output=self.output,
-            context=self.context,
-            max_batch=self.max_batch,
-            max_tpot_ms=self.max_tpot_ms,
-            max_ttft_ms=self.max_ttft_ms,
-        )
-
-    def request(self, budget_s: float) -> dict[str, object]:
-        """As it is saved beside a result."""
-        return {**vars(self), "budget_s": budget_s}
 
 
 def tune(
@@ -102,19 +54,19 @@ def tune(
     *,
     budget_s: float | None = None,
     quick: bool = False,
-    kernel: str = "numpy",
-    seed: int = 0,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Result:
-    """Measure this host and choose a configuration. Doesn't look into the cache and doesn't save: ``cache.write`` does.
+    """The saved result for this host, model and options; if there is none, measure, decide and save.
+
+    Where no cache folder can be written, the result is returned all the same, with a warning.
 
     Args:
         model: Path of a config.json or GGUF file, or the name of a preset.
         options: Workload, limits and format.
         budget_s: Wall time for the benchmark; default 20 s, or 6 s if ``quick``.
         quick: Time fewer points.
-        kernel: Kernel to time.
-        seed: Of the sampling order and the Optuna study.
+        force: Measure again, whatever is saved.
         progress: Told how far the benchmark is.
 
     Raises:
@@ -125,11 +77,69 @@ def tune(
         BudgetError: The budget is too small to measure what a decision needs.
         BenchmarkError: Nothing that was measured is usable.
     """
-    started = time.monotonic()
     options = options or Options()
     budget_s = check_budget(budget_s, quick=quick)
+    if not force and find_answer(model, options, budget_s) is not None:
+        saved = load_result(model, options.workload, options.format)
+        if saved is not None:
+            return saved
+    result = obtain(model, options, budget_s=budget_s, quick=quick, force=force, progress=progress)
+    try:
+        cache.write(result, options.request(result.campaign.budget_s))
+    except StoreError as error:
+        warnings.warn(str(error), cache.StoreWarning, stacklevel=2)
+    return result
+
+
+def obtain(
+    model: str | os.PathLike[str],
+    options: Options,
+    *,
+    budget_s: float,
+    quick: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """A result that isn't saved yet: from saved measurements if they cover all that is asked for, else from new ones.
+
+    Args and raises: as for ``tune``.
+    """
+    saved = None if force else _any_saved(model, options)
+    if saved is not None and saved.campaign.budget_s >= budget_s:
+        host, workload = detect(), _workload(options, saved.model)
+        wanted = {task.point for task in plan(saved.model, host, workload, KERNEL, quick=quick)}
+        if wanted <= {outcome.point for outcome in saved.campaign.outcomes}:
+            return conclude_again(saved, workload, host)
+    return measure(model, options, budget_s=budget_s, quick=quick, progress=progress)
+
+
+def measure(
+    model: str | os.PathLike[str],
+    options: Options,
+    *,
+    budget_s: float,
+    quick: bool = False,
+    kernel: str = KERNEL,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Measure this host and decide, whatever is saved, and save nothing.
+
+    Args:
+        model: As for ``tune``.
+        options: As for ``tune``.
+        budget_s: Wall time for the benchmark.
+        quick: Time fewer points.
+        kernel: Kernel to time.
+        seed: Of the sampling order and the Optuna study.
+        progress: Told how far the benchmark is.
+
+    Raises:
+        AutotuneError: As for ``tune``.
+    """
+    started = time.monotonic()
     analysed = analyse(model, options.format)
-    workload = options.resolve(analysed)
+    workload = _workload(options, analysed)
     host = detect()
     _check_fits(analysed, workload, host)
     tasks = plan(analysed, host, workload, kernel, quick=quick)
@@ -161,7 +171,7 @@ def retune(model: str | os.PathLike[str], options: Options | None = None) -> Res
         raise ResultNotFoundError(
             f"this host has no saved measurements of {os.fspath(model)}: run `python -m autotune {os.fspath(model)}` first"
         )
-    return conclude_again(saved, options.resolve(saved.model), detect(), started=started)
+    return conclude_again(saved, _workload(options, saved.model), detect(), started=started)
 
 
 def conclude_again(saved: Result, workload: Workload, host: Host, *, started: float | None = None) -> Result:
@@ -194,25 +204,8 @@ def measure_tier(host: Host) -> Tier:
     Raises:
         BenchmarkError: They could not be timed.
     """
-    campaign = bench.run(None, host, ceilings(host, "numpy"), budget_s=_HOST_BUDGET_S)
+    campaign = bench.run(None, host, ceilings(host, KERNEL), budget_s=_HOST_BUDGET_S)
     return _tier(host, fit(campaign)[1])
-
-
-def check_budget(budget_s: float | None, *, quick: bool) -> float:
-    """The benchmark's budget in seconds.
-
-    Raises:
-        UsageError: It is out of range.
-    """
-    if budget_s is None:
-        return QUICK_BUDGET_S if quick else DEFAULT_BUDGET_S
-    if not 0 < budget_s <= _MAX_BUDGET_S:
-        raise UsageError(f"--budget must be more than 0 and at most {_MAX_BUDGET_S:.0f} seconds, got {budget_s:g}")
-    if budget_s < _MIN_BUDGET_S:
-        raise BudgetError(
-            f"a budget of {budget_s:g} s is too small: starting the benchmark alone takes about {_MIN_BUDGET_S:g} s"
-        )
-    return budget_s
 
 
 def _conclude(
@@ -264,6 +257,19 @@ def _conclude(
             *_failures(campaign),
             *_untimed_gpus(host),
         ),
+    )
+
+
+def _workload(options: Options, model: Model) -> Workload:
+    return make_workload(
+        options.workload,
+        model,
+        prompt=options.prompt,
+        output=options.output,
+        context=options.context,
+        max_batch=options.max_batch,
+        max_tpot_ms=options.max_tpot_ms,
+        max_ttft_ms=options.max_ttft_ms,
     )
 
 

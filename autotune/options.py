@@ -1,0 +1,64 @@
+"""What a user may ask for. Light: the cached answer's path runs through here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from autotune.errors import BudgetError, UsageError
+
+DEFAULT_BUDGET_S = 20.0
+QUICK_BUDGET_S = 6.0
+_MIN_BUDGET_S = 0.5
+_MAX_BUDGET_S = 3600.0
+
+
+class Options(NamedTuple):
+    """Workload, limits and format; the same options on the same host give the saved answer.
+
+    Attributes:
+        workload: ``chat``, ``server`` or ``offline``.
+        format: Weight format, to say or override the model's own.
+        prompt: Prompt tokens per request.
+        output: Output tokens per request.
+        context: KV-cache slots per sequence, in tokens.
+        max_batch: Largest batch size.
+        max_tpot_ms: Longest time per output token, milliseconds.
+        max_ttft_ms: Longest time to the first token, milliseconds.
+    """
+
+    workload: str = "server"
+    format: str | None = None
+    prompt: int | None = None
+    output: int | None = None
+    context: int | None = None
+    max_batch: int | None = None
+    max_tpot_ms: float | None = None
+    max_ttft_ms: float | None = None
+
+    def request(self, budget_s: float) -> dict[str, object]:
+        """As it is saved beside a result."""
+        return {**self._asdict(), "budget_s": budget_s}
+
+    def answered_by(self, request: dict[str, object], budget_s: float) -> bool:
+        """Whether a result saved for ``request`` answers these options: the same wish, and at least that budget."""
+        spent = request.get("budget_s")
+        enough = isinstance(spent, int | float) and spent >= budget_s
+        return enough and {**request, "budget_s": budget_s} == self.request(budget_s)
+
+
+def check_budget(budget_s: float | None, *, quick: bool) -> float:
+    """The benchmark's budget in seconds: what the user said, or the default.
+
+    Raises:
+        UsageError: It is no duration, or longer than an hour.
+        BudgetError: Nothing could be measured in it.
+    """
+    if budget_s is None:
+        return QUICK_BUDGET_S if quick else DEFAULT_BUDGET_S
+    if not 0 < budget_s <= _MAX_BUDGET_S:
+        raise UsageError(f"--budget must be more than 0 and at most {_MAX_BUDGET_S:.0f} seconds, got {budget_s:g}")
+    if budget_s < _MIN_BUDGET_S:
+        raise BudgetError(
+            f"a budget of {budget_s:g} s is too small: starting the benchmark alone takes about {_MIN_BUDGET_S:g} s"
+        )
+    return budget_s

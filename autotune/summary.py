@@ -1,0 +1,170 @@
+"""A result in words: what was found, chosen and why, as label and value lines for a person."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Iterable
+from shutil import get_terminal_size
+
+from autotune.model.memory import model_bytes, readable_bytes
+from autotune.records import Campaign, Candidate, HeldOut, Host, Result, Workload
+
+Lines = list[tuple[str, str]]
+
+
+def summarize(result: Result, saved_in: str | None) -> Lines:
+    """What a user wants to know of a result, most of it in one line each.
+
+    Args:
+        result: The result.
+        saved_in: Where it is saved, or None.
+    """
+    decision = result.decision
+    lines = [
+        ("host", _host(result.host)),
+        ("tier", f"{result.tier.name}: {result.tier.reason}"),
+        ("model", f"{result.model.name}, {len(result.model.layers)} layers, {readable_bytes(model_bytes(result.model))}"),
+        ("workload", _workload(result.workload)),
+        ("timed", _timed(result.campaign)),
+        ("noise", _noise(result.campaign)),
+        ("held-out error", "; ".join(_held_out(error) for error in result.cost_model.held_out)),
+        ("", ""),
+        ("chosen", configuration(decision.chosen)),
+        ("  predicted", figures(decision.chosen)),
+        ("  memory", _memory(decision.chosen)),
+    ]
+    if decision.default is not None:
+        lines += [
+            ("fallback", configuration(decision.default)),
+            ("  predicted", f"{figures(decision.default)}{_speedup(decision.speedup_over_default)}"),
+        ]
+    if decision.runner_up is not None:
+        lines.append(("runner-up", f"{configuration(decision.runner_up)}: {figures(decision.runner_up)}"))
+    lines += [("why", reason) for reason in decision.reasons]
+    lines += [("bound by", decision.bound_by), ("searched", _searched(result)), ("", "")]
+    lines += [("note", note) for note in (*result.model.notes, *result.warnings)]
+    if saved_in is not None:
+        lines.append(("saved", saved_in))
+    return lines
+
+
+def show(lines: Iterable[tuple[str, str]]) -> None:
+    """Print label and value lines to standard error, wrapped to the terminal, a repeated label only once."""
+    lines = list(lines)
+    margin = max((len(label) for label, _ in lines), default=0) + 2
+    width = max(get_terminal_size((120, 24)).columns, margin + 40)
+    previous = None
+    for label, value in lines:
+        first = f"{'' if label == previous else label:<{margin}}"
+        wrapped = textwrap.fill(value, width, initial_indent=first, subsequent_indent=" " * margin)
+        print(wrapped.rstrip(), file=sys.stderr)
+        previous = label
+
+
+def configuration(candidate: Candidate) -> str:
+    """A configuration in words."""
+    chosen = candidate.configuration
+    devices = ", ".join(f"{layers} layers on {device}" for device, layers in chosen.device_layers.items())
+    return (
+        f"{devices}; {_count(chosen.decode_threads, 'thread')} for decode, {chosen.prefill_threads} for prefill; "
+        f"batch {chosen.batch_size}; prompts in chunks of {chosen.prefill_chunk}"
+    )
+
+
+def figures(candidate: Candidate) -> str:
+    """Predicted figures in words."""
+    predicted = candidate.predicted
+    return (
+        f"{predicted.tokens_per_s:.3g} tokens/s, TPOT {_duration(predicted.tpot_s)}, TTFT {_duration(predicted.ttft_s)}"
+    )
+
+
+def _host(host: Host) -> str:
+    threads = f"{_count(host.limits.usable_threads, 'usable thread')} (limit: {host.limits.decided_by})"
+    gpus = ", ".join(gpu.name for gpu in host.gpus.devices) or f"no GPU ({host.gpus.absent_reason})"
+    return (
+        f"{host.cpu.name or host.cpu.architecture}, {threads}, "
+        f"{readable_bytes(host.memory.usable_bytes)} of usable memory, {gpus}"
+    )
+
+
+def _workload(workload: Workload) -> str:
+    limits = [
+        f"{name} within {limit_s * 1e3:.0f} ms"
+        for name, limit_s in (("TPOT", workload.max_tpot_s), ("TTFT", workload.max_ttft_s))
+        if limit_s is not None
+    ]
+    return ", ".join(
+        [
+            f"{workload.name}: prompt {workload.prompt_tokens}, output {workload.output_tokens}",
+            f"context {workload.context_tokens}, batch up to {workload.max_batch}",
+            *limits,
+        ]
+    )
+
+
+def _timed(campaign: Campaign) -> str:
+    points = [measured.point for measured in campaign.measurements()]
+    kernels = Counter(f"{point.kernel} {point.format}" for point in points if point.op == "matmul")
+    threads = sorted({point.threads for point in points})
+    return (
+        f"{len(points)} of {len(campaign.outcomes)} points in {campaign.spent_s:.1f} s "
+        f"({', '.join(f'{count} {name} products' for name, count in kernels.items())}, "
+        f"threads {', '.join(map(str, threads))}; weights rotate through {readable_bytes(campaign.cold_bytes)})"
+    )
+
+
+def _noise(campaign: Campaign) -> str:
+    noise = campaign.noise
+    width = noise.median_relative_interval
+    parts = [
+        "median interval unknown" if width is None else f"median interval ±{width:.1%}",
+        f"{noise.converged} of {noise.points} points within 2 %",
+        f"{_count(noise.disturbed_samples, 'sample')} repeated",
+        f"control drifted {noise.control_drift:.1%}",
+    ]
+    if noise.steal_fraction is not None:
+        parts.append(f"steal {noise.steal_fraction:.1%}")
+    if noise.throttled_s is not None:
+        parts.append(f"throttled {noise.throttled_s:.1f} s")
+    return f"{noise.label} ({', '.join(parts)})"
+
+
+def _held_out(error: HeldOut) -> str:
+    if error.median is None or error.p90 is None:
+        return f"{error.left_out}: nothing to leave out"
+    return f"{error.left_out} {error.median:.1%} median, {error.p90:.1%} p90 ({error.predictions})"
+
+
+def _memory(candidate: Candidate) -> str:
+    return "; ".join(
+        f"{readable_bytes(use.total_bytes)} of {readable_bytes(use.available_bytes)} on {use.device} "
+        f"(weights {readable_bytes(use.weights_bytes)}, KV cache {readable_bytes(use.kv_cache_bytes)}, "
+        f"activations {readable_bytes(use.activations_bytes)}, runtime {readable_bytes(use.overhead_bytes)})"
+        for use in candidate.predicted.memory
+    )
+
+
+def _searched(result: Result) -> str:
+    search = result.decision.search
+    line = (
+        f"{search.feasible:,} of {search.points:,} configurations feasible, "
+        f"all ranked in {search.ranking_time_s * 1e3:.1f} ms"
+    )
+    if search.study is not None and search.study.gap is not None:
+        line += f"; Optuna ({search.study.trials} trials) came within {search.study.gap:.1%} of the best"
+    return line
+
+
+def _speedup(speedup: float | None) -> str:
+    return "" if speedup is None else f" (chosen: {speedup:.2f}x as fast)"
+
+
+def _duration(time_s: float) -> str:
+    return f"{time_s:.3g} s" if time_s >= 1 else f"{time_s * 1e3:.3g} ms"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

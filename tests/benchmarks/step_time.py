@@ -1,0 +1,118 @@
+"""Predicted against measured time of a decode step: ``python tests/benchmarks/step_time.py [MODEL]``.
+
+Runs all layers' kernels and the head in sequence over memory as large as the whole model, for 1 thread and all
+usable ones, m = 1 and 16 sequences, and prints measured / predicted. The prediction comes from the saved result of the
+server workload (it is tuned first if there is none).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import numpy as np
+
+from autotune import Options, tune
+from autotune.bench.campaign import KERNEL_MODULES
+from autotune.bench.plan import Task
+from autotune.bench.subjects import Arena, Subjects
+from autotune.costmodel.model import CostModel
+from autotune.host.topology import pin_order
+from autotune.model.memory import kv_cache_bytes, model_bytes
+from autotune.pipeline import KERNEL
+from autotune.records import Model, Point, Site, Workload
+from ternary_kernels.team import Team
+
+SEQUENCES = (1, 16)
+
+
+def step(model: Model, workload: Workload, subjects: Subjects, threads: int, m: int) -> Callable[[], None]:
+    """One decode step of m sequences as a call: everything that the cost model counts, in the order a model runs it."""
+    context = workload.prompt_tokens + workload.output_tokens // 2
+    heads = model.attention
+
+    def product(site: Site) -> Callable[[], object]:
+        return subjects.build(Task(Point("matmul", "cpu", KERNEL, threads, m, site.format, site.n_out, site.k_in)))
+
+    attention = subjects.build(
+        Task(
+            Point(
+                "attention",
+                "cpu",
+                KERNEL,
+                threads,
+                1,
+                "F16",
+                heads.heads * heads.head_dim,
+                heads.kv_heads * heads.head_dim,
+                context,
+            )
+        )
+    )
+    small = subjects.build(
+        Task(Point("layer_ops", "cpu", KERNEL, 1, m, "F32", model.intermediate_size, model.hidden_size))
+    )
+    calls: list[Callable[[], object]] = []
+    for layer in model.layers:
+        calls.append(small)
+        for site in layer.sites:
+            if site.name == "o":
+                calls += [attention] * m
+            calls.append(product(site))
+    calls.append(product(model.head))
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default="bitnet-b1.58-2B-4T")
+    parser.add_argument("--repeat", type=int, default=5)
+    args = parser.parse_args()
+    result = tune(args.model, Options())
+    model, workload, host = result.model, result.workload, result.host
+    for module in KERNEL_MODULES:
+        importlib.import_module(module)
+    threads = sorted({1, host.limits.usable_threads})
+    cost_model = CostModel(result.campaign, result.cost_model.roofline)
+    costs = cost_model.steps(model, workload, threads, SEQUENCES, [workload.prompt_tokens])
+    predicted = costs.decode_layer_s[0].take(costs.layer_kinds, axis=0).sum(axis=0) + costs.decode_ends_s[0]
+    chosen = result.decision.chosen.configuration
+    print(f"{model.name}; chosen: {chosen.decode_threads} threads, batch {chosen.batch_size}")
+    cache_bytes = kv_cache_bytes(model, len(model.layers), workload.context_tokens)
+    with ExitStack() as stack:
+        cpus = pin_order(host.cpu.cores, host.limits.usable_threads)
+        teams = {count: stack.enter_context(Team(count, cpus)) for count in threads}
+        subjects = Subjects(model, Arena(model_bytes(model) + cache_bytes), teams)
+        steps = {(t, m): step(model, workload, subjects, t, m) for t in threads for m in SEQUENCES}
+        times: dict[tuple[int, int], list[float]] = {key: [] for key in steps}
+        order = list(steps)
+        for key in order:
+            steps[key]()
+        for _ in range(args.repeat):
+            random.shuffle(order)
+            for key in order:
+                start = time.perf_counter()
+                steps[key]()
+                times[key].append(time.perf_counter() - start)
+    print("threads   m  predicted s  measured s (min, median, max)  measured / predicted")
+    for row, count in enumerate(threads):
+        for column, m in enumerate(SEQUENCES):
+            found, expected = times[count, m], predicted[row, column]
+            print(
+                f"{count:7d} {m:3d} {expected:12.4f} {min(found):9.4f} {np.median(found):8.4f} {max(found):8.4f}   "
+                f"{np.median(found) / expected:20.3f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
