@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from autotune.costmodel.model import CostModel
-from autotune.costmodel.products import Grid, Key, Products, measured_products
-from autotune.costmodel.roofline import Ceilings, Form
-from autotune.records import Campaign, CostModelReport, HeldOut, Site
+from autotune.costmodel.products import Grid, Products, measured_products
+from autotune.costmodel.roofline import Ceilings, Form, Product
+from autotune.records import Campaign, CostModelReport, HeldOut
 
 LeftOut = Literal["interior m", "site", "thread count"]
 _FORMS: tuple[Form, ...] = ("sum", "max")
@@ -30,8 +30,8 @@ def fit(campaign: Campaign) -> tuple[CostModel, CostModelReport]:
     form = min(_FORMS, key=lambda candidate: sum(error.median or 0.0 for error in errors[candidate]))
     return CostModel(campaign, form), CostModelReport(
         roofline=form,
-        read_bytes_per_s={str(p): float(v) for p, v in zip(ceilings.threads, ceilings.read_bytes_per_s, strict=True)},
-        operations_per_s={str(p): float(v) for p, v in zip(ceilings.threads, ceilings.operations_per_s, strict=True)},
+        read_bytes_per_s={str(count): rate for count, rate in sorted(ceilings.read_bytes_per_s.items())},
+        operations_per_s={str(count): rate for count, rate in sorted(ceilings.operations_per_s.items())},
         held_out=errors[form],
     )
 
@@ -47,45 +47,40 @@ def held_out(grid: Grid, ceilings: Ceilings, form: Form) -> tuple[HeldOut, ...]:
 
 def _without_m(grid: Grid, ceilings: Ceilings, form: Form) -> Iterator[float]:
     """Each m of each curve but the first and last, predicted from the rest of its curve."""
-    for key, by_threads in grid.items():
-        for threads, curve in by_threads.items():
+    for product, curves in grid.items():
+        for threads, curve in curves.items():
             for m in sorted(curve)[1:-1]:
-                rest = {other: time for other, time in curve.items() if other != m}
-                yield _error(Products({key: {threads: rest}}, ceilings, form), key, m, threads, curve[m])
+                rest = {other: time_s for other, time_s in curve.items() if other != m}
+                without = Products({product: {threads: rest}}, ceilings, form)
+                yield from _errors(without, product, threads, {m: curve[m]})
 
 
 def _without_site(grid: Grid, ceilings: Ceilings, form: Form) -> Iterator[float]:
     """Each product, predicted from the others of its format at the same m and thread count."""
-    for key, by_threads in grid.items():
-        rest = {other: curves for other, curves in grid.items() if other != key and other[0] == key[0]}
-        if not rest:
-            continue
-        products = Products(rest, ceilings, form)
-        for threads, curve in by_threads.items():
-            for m, time in curve.items():
-                yield _error(products, key, m, threads, time)
+    for product, curves in grid.items():
+        rest = {other: held for other, held in grid.items() if other != product and other.format == product.format}
+        if rest:
+            without = Products(rest, ceilings, form)
+            for threads, curve in curves.items():
+                yield from _errors(without, product, threads, curve)
 
 
 def _without_threads(grid: Grid, ceilings: Ceilings, form: Form) -> Iterator[float]:
     """Each thread count, predicted from the others of the same product."""
-    for key, by_threads in grid.items():
-        for threads, curve in by_threads.items():
-            rest = {count: other for count, other in by_threads.items() if count != threads}
-            if not rest:
-                continue
-            products = Products({key: rest}, ceilings, form)
-            for m, time in curve.items():
-                yield _error(products, key, m, threads, time)
+    for product, curves in grid.items():
+        for threads, curve in curves.items():
+            rest = {other: held for other, held in curves.items() if other != threads}
+            if rest:
+                yield from _errors(Products({product: rest}, ceilings, form), product, threads, curve)
 
 
-def _error(products: Products, key: Key, m: int, threads: int, time_s: float) -> float:
-    predicted = products.time_s(Site("left out", key[1], key[2], key[0]), [m], np.array([threads]))[0, 0]
-    return abs(float(predicted) / time_s - 1)
+def _errors(products: Products, product: Product, threads: int, curve: dict[int, float]) -> Iterator[float]:
+    """Relative errors of predicting a curve (seconds by m) at one thread count."""
+    predicted = products.time_s(product, np.array(list(curve), np.float64), np.array([threads]))[0]
+    yield from np.abs(predicted / np.array(list(curve.values())) - 1).tolist()
 
 
 def _summary(left_out: LeftOut, errors: list[float]) -> HeldOut:
     if not errors:
         return HeldOut(left_out, 0, None, None, None)
-    return HeldOut(
-        left_out, len(errors), float(np.median(errors)), float(np.quantile(errors, 0.9)), float(max(errors))
-    )
+    return HeldOut(left_out, len(errors), float(np.median(errors)), float(np.quantile(errors, 0.9)), max(errors))

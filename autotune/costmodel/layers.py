@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.costmodel.scaling import over_threads
-from autotune.records import Campaign, Measurement
+from autotune.costmodel.points import fastest
+from autotune.costmodel.scaling import ScalabilityLaw, linear_weights
+from autotune.records import Campaign
 
 Floats = NDArray[np.float64]
 
@@ -14,64 +17,64 @@ Floats = NDArray[np.float64]
 class AttentionTimes:
     """Attention of m new tokens of one sequence over a context, one layer.
 
-    At each timed m the time is piecewise linear in the context; between values of m it is a power law; over threads it
-    follows the Universal Scalability Law.
+    At each timed m the time is piecewise linear in the context, constant below the shortest timed one; between values
+    of m it is a power law; over threads it follows the Universal Scalability Law.
 
     Args:
         campaign: Holds the ``attention`` points.
         device: Which device's.
 
     Attributes:
-        longest_context: Longest context that was timed, 0 if none: predictions beyond it are extrapolated.
+        tokens: The timed values of m, ascending; empty if attention wasn't timed.
     """
 
     def __init__(self, campaign: Campaign, device: str = "cpu") -> None:
-        self._times: dict[int, dict[int, dict[int, float]]] = {}
-        for outcome in campaign.outcomes:
-            point = outcome.point
-            if isinstance(outcome, Measurement) and point.op == "attention" and point.device == device:
-                by_threads = self._times.setdefault(point.m, {}).setdefault(point.context, {})
-                by_threads[point.threads] = outcome.median_s
-        contexts = [context for by_context in self._times.values() for context in by_context]
-        self.longest_context = max(contexts, default=0)
+        times: dict[int, dict[int, dict[int, float]]] = {}
+        for point, time_s in fastest(campaign, "attention", device).items():
+            times.setdefault(point.m, {}).setdefault(point.context, {})[point.threads] = time_s
+        self.tokens = tuple(sorted(times))
+        self._laws = {
+            m: {context: ScalabilityLaw(by_context[context]) for context in sorted(by_context)}
+            for m, by_context in times.items()
+        }
 
-    def time_s(self, m: float, contexts: Floats, threads: NDArray[np.int64]) -> Floats:
+    def time_s(self, m: int, contexts: Floats, threads: NDArray[np.int64]) -> Floats:
         """Seconds summed over the contexts, shape (T,); 0 where attention was not timed at all."""
-        tokens = sorted(self._times)
-        if not tokens:
+        if not self.tokens:
             return np.zeros(len(threads))
-        totals: Floats = np.stack([self._over_contexts(self._times[node], contexts, threads) for node in tokens])
-        if len(tokens) == 1:
-            only: Floats = totals[0] * m / tokens[0]
-            return only
-        nodes, position = np.log(np.array(tokens, np.float64)), np.log(m)
-        upper = int(np.clip(np.searchsorted(nodes, position), 1, len(nodes) - 1))
-        share = (position - nodes[upper - 1]) / (nodes[upper] - nodes[upper - 1])
-        logs = np.log(totals)
-        between: Floats = np.exp(logs[upper - 1] * (1 - share) + logs[upper] * share)
+        if len(self.tokens) == 1:
+            return self._over_contexts(self.tokens[0], contexts, threads) * m / self.tokens[0]
+        lower, upper, share = self._around(m)
+        between: Floats = (
+            self._over_contexts(lower, contexts, threads) ** (1 - share)
+            * self._over_contexts(upper, contexts, threads) ** share
+        )
         return between
 
-    def _over_contexts(
-        self, by_context: dict[int, dict[int, float]], contexts: Floats, threads: NDArray[np.int64]
-    ) -> Floats:
-        nodes = sorted(by_context)
-        counts = [np.array(sorted(by_context[node])) for node in nodes]
-        times = np.stack(
-            [
-                over_threads(count, np.array([by_context[node][int(p)] for p in count]), threads)
-                for node, count in zip(nodes, counts, strict=True)
-            ]
-        )
+    def longest_context(self, m: int) -> int:
+        """Longest context that was timed at the values of m from which this one is predicted: 0 if none was."""
+        if len(self.tokens) < 2:
+            return max((max(self._laws[only]) for only in self.tokens), default=0)
+        lower, upper, share = self._around(m)
+        return min(max(self._laws[node]) for node, weight in ((lower, 1 - share), (upper, share)) if weight)
+
+    def _around(self, m: int) -> tuple[int, int, float]:
+        """The two timed m between which this one lies, and how far on towards the second in log m."""
+        index = min(max(int(np.searchsorted(self.tokens, m)), 1), len(self.tokens) - 1)
+        lower, upper = self.tokens[index - 1], self.tokens[index]
+        return lower, upper, math.log(m / lower) / math.log(upper / lower)
+
+    def _over_contexts(self, m: int, contexts: Floats, threads: NDArray[np.int64]) -> Floats:
+        nodes = np.array(list(self._laws[m]), np.float64)
+        times = np.stack([law.at(threads) for law in self._laws[m].values()])
         if len(nodes) == 1:
-            same: Floats = times[0] * len(contexts)
-            return same
-        # Straight lines between the nodes and on beyond the last ones.
-        at = np.array(nodes, np.float64)
-        upper = np.clip(np.searchsorted(at, contexts), 1, len(at) - 1)
-        share = ((contexts - at[upper - 1]) / (at[upper] - at[upper - 1]))[:, None]
-        between = times[upper - 1] * (1 - share) + times[upper] * share
-        # Extrapolating noise downwards must not yield a free operation.
-        total: Floats = np.maximum(between, times.min(axis=0) / 2).sum(axis=0)
+            # One context: as if all time went to the tokens attended to, half of the new ones among them.
+            slope = times[0] / (nodes[0] + (m + 1) / 2)
+        else:
+            # Noise between close times must not make a longer context cheaper.
+            slope = np.maximum((times[-1] - times[-2]) / (nodes[-1] - nodes[-2]), 0.0)
+        beyond = np.maximum(contexts - nodes[-1], 0.0).sum()
+        total: Floats = linear_weights(contexts, nodes).sum(axis=1) @ times + slope * beyond
         return total
 
 
@@ -81,20 +84,23 @@ class SmallOpsTimes:
     Args:
         campaign: Holds the ``layer_ops`` points.
         device: Which device's.
+
+    Attributes:
+        tokens: The timed values of m, ascending; empty if they weren't timed.
     """
 
     def __init__(self, campaign: Campaign, device: str = "cpu") -> None:
-        self._times = {
-            outcome.point.m: outcome.median_s
-            for outcome in campaign.measurements()
-            if outcome.point.op == "layer_ops" and outcome.point.device == device
-        }
+        times = {point.m: time_s for point, time_s in fastest(campaign, "layer_ops", device).items()}
+        self.tokens = tuple(sorted(times))
+        self._log_times = np.log([times[m] for m in self.tokens])
 
-    def time_s(self, m: float) -> float:
-        """Seconds; between timed values of m a power law, beyond the last proportional to m; 0 if none was timed."""
-        if not self._times:
-            return 0.0
-        nodes = np.array(sorted(self._times), np.float64)
-        times = np.array([self._times[int(node)] for node in nodes])
-        inside = float(np.exp(np.interp(np.log(m), np.log(nodes), np.log(times))))
-        return inside * max(1.0, m / float(nodes[-1]))
+    def time_s(self, tokens: Floats) -> Floats:
+        """Seconds at every m, shape (M,).
+
+        Between timed values of m a power law, beyond the last proportional to m; 0 if none was timed.
+        """
+        if not self.tokens:
+            return np.zeros(len(tokens))
+        inside = np.exp(np.interp(np.log(tokens), np.log(self.tokens), self._log_times))
+        proportional: Floats = inside * np.maximum(1.0, tokens / self.tokens[-1])
+        return proportional

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autotune.costmodel.layers import AttentionTimes, SmallOpsTimes
-from autotune.costmodel.products import Key, Products, key_of, measured_products
-from autotune.costmodel.roofline import Ceilings, Form, product_bytes, product_operations
+from autotune.costmodel.products import Products, measured_products
+from autotune.costmodel.roofline import Ceilings, Form, Product, product_of
 from autotune.costmodel.steps import StepCosts
-from autotune.records import Campaign, Configuration, Layer, Model, Site, Workload
+from autotune.model.work import decode_work
+from autotune.records import Campaign, Configuration, Layer, Model, Workload
 
 Floats = NDArray[np.float64]
 
@@ -57,128 +59,135 @@ class CostModel:
         """
         counts = np.array(threads)
         prompt = workload.prompt_tokens
-        tokens = sorted({1, *batches, *(size for chunk in chunks for size, _, _ in _pieces(prompt, chunk))})
-        products = _ProductTable(self.products, tokens, counts)
+        sizes = sorted({1, *batches, *(size for chunk in chunks for size, _, _ in _pieces(prompt, chunk))})
+        tokens = np.array(sizes, np.float64)
+        one, per_batch = sizes.index(1), np.searchsorted(sizes, batches)
+        # How often a prompt multiplies so many tokens at once: (M, C) turns times per m into times per prompt.
+        passes = np.zeros((len(sizes), len(chunks)))
+        for column, chunk in enumerate(chunks):
+            for size, count, _ in _pieces(prompt, chunk):
+                passes[sizes.index(size), column] = count
+        times = {product: self.products.time_s(product, tokens, counts) for product in _layer_products(model)}
+        small_ops = self.small_ops.time_s(tokens)
+        decode_attention = np.outer(self._decode_attention_s(workload, counts), batches)
+        prefill_attention = np.stack([self._prefill_attention_s(prompt, counts, chunk) for chunk in chunks], axis=1)
         kinds: dict[Layer, int] = {}
         layer_kinds = np.array([kinds.setdefault(layer, len(kinds)) for layer in model.layers])
-        decode_rest = self._decode_rest_s(workload, counts, batches)
-        prefill_rest = np.stack([self._prefill_rest_s(prompt, counts, chunk) for chunk in chunks], axis=1)
-        decode, prefill = [], []
-        for layer in kinds:
-            at_once = _total([products.time_s(site) for site in layer.sites])
-            decode.append(decode_rest + products.select(at_once, batches))
-            over_prompt = [
-                _total([count * products.select(at_once, [size])[:, 0] for size, count, _ in _pieces(prompt, chunk)])
-                for chunk in chunks
-            ]
-            prefill.append(prefill_rest + np.stack(over_prompt, axis=1))
-        head = products.time_s(model.head)
+        layers = [small_ops + np.sum([times[product_of(site)] for site in layer.sites], axis=0) for layer in kinds]
+        head = self.products.time_s(product_of(model.head), tokens, counts)
         return StepCosts(
             devices=("cpu",),
             layer_kinds=layer_kinds,
             threads=counts,
             batches=np.array(batches),
             chunks=np.array(chunks),
-            decode_layer_s=np.stack(decode)[None],
-            decode_ends_s=products.select(head, batches)[None],
-            prefill_layer_s=np.stack(prefill)[None],
-            prefill_ends_s=np.repeat(products.select(head, [1])[None], len(chunks), axis=2),
+            decode_layer_s=np.stack([layer[:, per_batch] + decode_attention for layer in layers])[None],
+            decode_ends_s=head[None, :, per_batch],
+            prefill_layer_s=np.stack([layer @ passes + prefill_attention for layer in layers])[None],
+            prefill_ends_s=np.repeat(head[None, :, [one]], len(chunks), axis=2),
             decode_crossing_s=np.zeros((1, len(batches))),
             prefill_crossing_s=np.zeros((1, len(chunks))),
         )
 
-    def _decode_rest_s(self, workload: Workload, threads: NDArray[np.int64], batches: Sequence[int]) -> Floats:
-        """A layer's decode step but for its products, half of the output in the cache; shape (T, B)."""
-        context = np.array([workload.prompt_tokens + workload.output_tokens / 2])
-        attention: Floats = self.attention.time_s(1, context, threads)[:, None] * np.array(batches)
-        attention += np.array([self.small_ops.time_s(batch) for batch in batches])
-        return attention
+    def _decode_attention_s(self, workload: Workload, threads: NDArray[np.int64]) -> Floats:
+        """A layer's attention in one sequence's decode step, shape (T,)."""
+        return self.attention.time_s(1, np.array([_decode_context(workload)], np.float64), threads)
 
-    def _prefill_rest_s(self, prompt: int, threads: NDArray[np.int64], chunk: int) -> Floats:
-        """A layer over a whole prompt but for its products; shape (T,)."""
+    def _prefill_attention_s(self, prompt: int, threads: NDArray[np.int64], chunk: int) -> Floats:
+        """A layer's attention over a whole prompt, shape (T,)."""
         total = np.zeros(len(threads))
         for size, count, first in _pieces(prompt, chunk):
-            contexts = first + size * np.arange(count, dtype=np.float64)
-            total += self.attention.time_s(size, contexts, threads) + count * self.small_ops.time_s(size)
+            total += self.attention.time_s(size, first + size * np.arange(count, dtype=np.float64), threads)
         return total
 
     def bound_by(self, model: Model, workload: Workload, configuration: Configuration) -> str:
         """What limits a configuration's decode step, in words, from where its time goes and the host's ceilings."""
         threads = np.array([configuration.decode_threads])
         batch = configuration.batch_size
-        tokens = np.array([float(batch)])
-        context = np.array([workload.prompt_tokens + workload.output_tokens / 2])
-        sites = [site for layer in model.layers for site in layer.sites]
+        tokens = np.array([batch], np.float64)
         spent = {
-            "ternary layers": sum(float(self.products.time_s(site, [batch], threads)[0, 0]) for site in sites),
-            "head": float(self.products.time_s(model.head, [batch], threads)[0, 0]),
-            "attention": float(self.attention.time_s(1, context, threads)[0]) * batch * len(model.layers),
-            "norms, gate and quantisation": self.small_ops.time_s(batch) * len(model.layers),
+            "the layers' products": sum(
+                count * float(self.products.time_s(product, tokens, threads)[0, 0])
+                for product, count in _layer_products(model).items()
+            ),
+            "the head": float(self.products.time_s(product_of(model.head), tokens, threads)[0, 0]),
+            "attention": float(self._decode_attention_s(workload, threads)[0]) * batch * len(model.layers),
+            "norms, gate and quantisation": float(self.small_ops.time_s(tokens)[0]) * len(model.layers),
         }
-        if not any(site.format.startswith(("I2", "T")) for site in sites):
-            spent["layers"] = spent.pop("ternary layers")
-        products = [*sites, model.head]
-        moved = sum(float(product_bytes(site, tokens)[0]) for site in products)
-        operations = sum(float(product_operations(site, tokens)[0]) for site in products)
-        read, peak = (float(ceiling[0]) for ceiling in self.ceilings.at(threads))
         total = sum(spent.values())
-        memory, compute = moved / read / total, operations / peak / total
+        work = decode_work(model, batch, _decode_context(workload))
+        byte_s, operation_s = float(self.ceilings.byte_s(threads)[0]), float(self.ceilings.operation_s(threads)[0])
+        memory, compute = work.moved_bytes * byte_s / total, work.operations * operation_s / total
         if memory >= _BOUND_SHARE and memory >= compute:
             verdict = "memory bandwidth"
         elif compute >= _BOUND_SHARE:
             verdict = "arithmetic"
+        elif self.form == "sum" and memory + compute >= _BOUND_SHARE:
+            verdict = "memory bandwidth and arithmetic together"
         else:
-            verdict = "the kernels' own overhead (unpacking weights), neither memory nor arithmetic"
+            verdict = "the kernels' own overhead, neither memory nor arithmetic"
         shares = ", ".join(
             f"{name} {part / total:.0%}" for name, part in sorted(spent.items(), key=lambda item: -item[1])
         )
         return (
-            f"{verdict}: a decode step uses {memory:.0%} of the measured read bandwidth ({read / 1e9:.1f} GB/s) and "
-            f"{compute:.0%} of the measured arithmetic ({peak / 1e9:.0f} GFLOP/s); time goes to {shares}"
+            f"{verdict}: a decode step uses {memory:.0%} of the measured read bandwidth ({1e-9 / byte_s:.1f} GB/s) and "
+            f"{compute:.0%} of the measured arithmetic ({1e-9 / operation_s:.0f} GFLOP/s); time goes to {shares}"
         )
 
     def caveats(self, model: Model, workload: Workload, configuration: Configuration) -> tuple[str, ...]:
         """Where a configuration lies outside the measured range, in words; empty where all was interpolated."""
-        found = []
-        site = model.layers[0].sites[0]
-        for name, wanted, timed in (
-            ("layer products", max(configuration.batch_size, configuration.prefill_chunk), self.products.largest_m(site)),
-            ("the head's product", configuration.batch_size, self.products.largest_m(model.head)),
-        ):
-            if wanted > timed:
-                found.append(f"{name} at m = {wanted} are extrapolated: the largest timed m is {timed}")
-        context = workload.prompt_tokens + workload.output_tokens // 2
-        if context > self.attention.longest_context:
-            found.append(
-                f"attention over {context} tokens is extrapolated: the longest timed context is "
-                f"{self.attention.longest_context}"
-            )
-        return tuple(found)
+        layers, head = list(_layer_products(model)), product_of(model.head)
+        pieces = _pieces(workload.prompt_tokens, configuration.prefill_chunk)
+        decode_threads, prefill_threads = configuration.decode_threads, configuration.prefill_threads
+        last_pieces = [(size, first + size * (count - 1)) for size, count, first in pieces]
+        return (
+            *self._not_timed([*layers, head]),
+            *self._extrapolated_products("decode", decode_threads, configuration.batch_size, [*layers, head]),
+            *self._extrapolated_attention("decode", [(1, _decode_context(workload))]),
+            *self._extrapolated_products("prefill", prefill_threads, max(size for size, _ in last_pieces), layers),
+            *self._extrapolated_attention("prefill", last_pieces),
+        )
+
+    def _not_timed(self, products: Sequence[Product]) -> Iterator[str]:
+        for product in dict.fromkeys(products):
+            if not self.products.thread_counts(product):
+                yield f"{product} was not timed: its time follows from the other {product.format} products"
+        if not self.attention.tokens:
+            yield "attention was not timed: its time is left out"
+        if not self.small_ops.tokens:
+            yield "norms, gate and quantisation were not timed: their time is left out"
+
+    def _extrapolated_products(self, step: str, threads: int, m: int, products: Sequence[Product]) -> Iterator[str]:
+        """Of a step with m tokens at once; those that weren't timed at all are named elsewhere."""
+        counts = {product: self.products.thread_counts(product) for product in products}
+        timed = [product for product in products if counts[product]]
+        largest_m = min((self.products.largest_m(product, threads) for product in timed), default=m)
+        if m > largest_m:
+            yield f"{step}: products at m = {m} are extrapolated, the largest timed m is {largest_m}"
+        fewest = max((counts[product][0] for product in timed), default=threads)
+        most = min((counts[product][-1] for product in timed), default=threads)
+        if not fewest <= threads <= most:
+            yield f"{step}: {threads} threads are extrapolated, products were timed on {fewest} to {most}"
+
+    def _extrapolated_attention(self, step: str, sizes: Sequence[tuple[int, int]]) -> Iterator[str]:
+        """Of a step with attention of such (m, context)."""
+        for m, context in sizes if self.attention.tokens else ():
+            if m > self.attention.tokens[-1]:
+                yield (
+                    f"{step}: attention at m = {m} is extrapolated, the largest timed m is {self.attention.tokens[-1]}"
+                )
+            longest = self.attention.longest_context(m)
+            if context > longest:
+                yield f"{step}: attention over {context} tokens is extrapolated, the longest timed context is {longest}"
 
 
-class _ProductTable:
-    """Times of products at a set of m, each distinct product predicted once; shape (T, M)."""
-
-    def __init__(self, products: Products, tokens: Sequence[int], threads: NDArray[np.int64]) -> None:
-        self._products = products
-        self._tokens = tokens
-        self._threads = threads
-        self._known: dict[Key, Floats] = {}
-
-    def time_s(self, site: Site) -> Floats:
-        key = key_of(site)
-        if key not in self._known:
-            self._known[key] = self._products.time_s(site, self._tokens, self._threads)
-        return self._known[key]
-
-    def select(self, table: Floats, tokens: Sequence[int]) -> Floats:
-        """The columns of a table for those m."""
-        return table[:, np.searchsorted(self._tokens, tokens)]
+def _layer_products(model: Model) -> Counter[Product]:
+    return Counter(product_of(site) for layer in model.layers for site in layer.sites)
 
 
-def _total(parts: Sequence[Floats]) -> Floats:
-    total: Floats = np.sum(np.stack(parts), axis=0)
-    return total
+def _decode_context(workload: Workload) -> int:
+    """Tokens in the KV cache of a typical decode step: half of the output is there."""
+    return workload.prompt_tokens + workload.output_tokens // 2
 
 
 def _pieces(prompt: int, chunk: int) -> list[tuple[int, int, int]]:

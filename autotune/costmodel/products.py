@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.costmodel.roofline import Ceilings, Form
-from autotune.costmodel.scaling import over_threads
+from autotune.costmodel.points import fastest
+from autotune.costmodel.roofline import Ceilings, Form, Product
+from autotune.costmodel.scaling import ScalabilityLaw
 from autotune.errors import BenchmarkError
-from autotune.records import Campaign, Measurement, Site
+from autotune.records import Campaign
 
 Floats = NDArray[np.float64]
-Key = tuple[str, int, int]
-"""What tells products apart: format, n_out, k_in."""
-
-Grid = dict[Key, dict[int, dict[int, float]]]
+Grid = dict[Product, dict[int, dict[int, float]]]
 """Median seconds by product, thread count and m."""
 
 
-def key_of(site: Site) -> Key:
-    """A site's product."""
-    return site.format, site.n_out, site.k_in
-
-
 def measured_products(campaign: Campaign, device: str = "cpu") -> Grid:
-    """All timed products of one device. Of several kernels for one product the fastest counts."""
+    """All timed products of one device."""
     grid: Grid = {}
-    for outcome in campaign.outcomes:
-        point = outcome.point
-        if not isinstance(outcome, Measurement) or point.op != "matmul" or point.device != device:
-            continue
-        curve = grid.setdefault((point.format, point.n_out, point.k_in), {}).setdefault(point.threads, {})
-        curve[point.m] = min(outcome.median_s, curve.get(point.m, np.inf))
+    for point, time_s in fastest(campaign, "matmul", device).items():
+        product = Product(point.format, point.n_out, point.k_in)
+        grid.setdefault(product, {}).setdefault(point.threads, {})[point.m] = time_s
     return grid
 
 
 class Products:
     """Predicts products from a grid of measured ones.
 
-    Utilisation is roofline time over measured time. Over m it is interpolated linearly in the logarithms, and kept at its
-    last value beyond the ends. Over threads it follows the Universal Scalability Law, but no prediction between measured
-    thread counts is faster than reading the weights at the measured bandwidth. A product that wasn't timed takes the
-    roofline time times a slope plus an overhead, both fitted to the other products of its format.
+    Utilisation is roofline time over measured time. Over m it is interpolated linearly in the logarithms, and kept at
+    its last value beyond the ends. Over threads time follows the Universal Scalability Law, but no prediction is
+    faster than reading the weights at the measured bandwidth. A product that wasn't timed takes the roofline time
+    times a slope plus an overhead, both fitted to the others of its format.
 
     Args:
         grid: Measured products.
@@ -56,55 +44,62 @@ class Products:
         self._ceilings = ceilings
         self._form: Form = form
 
-    def time_s(self, site: Site, m: Iterable[float], threads: NDArray[np.int64]) -> Floats:
-        """Seconds of one product, shape (T, M).
+    def time_s(self, product: Product, tokens: Floats, threads: NDArray[np.int64]) -> Floats:
+        """Seconds of one product at every m of ``tokens``, shape (T, M).
 
         Raises:
             BenchmarkError: Neither this product nor any other of its format was timed.
         """
-        tokens = np.asarray(list(m), np.float64)
-        curves = self._grid.get(key_of(site), {})
-        if not curves:
-            return self._from_others(site, tokens, threads)
-        counts = np.array(sorted(curves))
-        at_counts = np.stack([self._over_tokens(site, curves[int(count)], int(count), tokens) for count in counts])
+        curves = self._grid.get(product)
+        if curves is None:
+            return self._from_others(product, tokens, threads)
+        times = {count: self._over_tokens(product, curve, count, tokens) for count, curve in curves.items()}
+        counts = np.array(list(times))
         if len(counts) == 1:
             # One thread count tells nothing about scaling: assume that utilisation stays as it is.
-            roofline = self._roofline(site, tokens, threads)
-            same_utilisation: Floats = at_counts * roofline / self._roofline(site, tokens, counts)
+            (only,) = times.values()
+            scale = self._roofline(product, tokens, threads) / self._roofline(product, tokens, counts)
+            same_utilisation: Floats = scale * only
             return same_utilisation
-        predicted = over_threads(counts, at_counts.T, threads).T
-        floor = self._ceilings.time_s(site, np.zeros_like(tokens), threads, "max")
-        capped: Floats = np.where(np.isin(threads, counts)[:, None], predicted, np.maximum(predicted, floor))
-        return capped
+        return np.maximum(ScalabilityLaw(times).at(threads).T, self._reading_s(product, times, threads))
 
-    def largest_m(self, site: Site) -> int:
-        """Largest m that was timed of a product, 0 if none: predictions beyond it are extrapolated."""
-        return max((max(curve) for curve in self._grid.get(key_of(site), {}).values()), default=0)
+    def largest_m(self, product: Product, threads: int) -> int:
+        """Largest m that a timed product was timed with on so many threads, or on all counts where that one wasn't."""
+        curves = self._grid[product]
+        return max(curves[threads]) if threads in curves else min(max(curve) for curve in curves.values())
 
-    def _roofline(self, site: Site, tokens: Floats, threads: NDArray[np.int64]) -> Floats:
-        return self._ceilings.time_s(site, tokens, threads, self._form)
+    def thread_counts(self, product: Product) -> tuple[int, ...]:
+        """Thread counts that a product was timed with, ascending; empty if it wasn't."""
+        return tuple(sorted(self._grid.get(product, {})))
 
-    def _over_tokens(self, site: Site, curve: dict[int, float], threads: int, tokens: Floats) -> Floats:
+    def _roofline(self, product: Product, tokens: Floats, threads: NDArray[np.int64]) -> Floats:
+        return self._ceilings.time_s(product, tokens, threads, self._form)
+
+    def _over_tokens(self, product: Product, curve: dict[int, float], threads: int, tokens: Floats) -> Floats:
         nodes = np.array(sorted(curve), np.float64)
         times = np.array([curve[int(node)] for node in nodes])
-        count = np.array([threads])
-        log_utilisation = np.log(self._roofline(site, nodes, count)[0] / times)
-        utilisation = np.exp(np.interp(np.log(tokens), np.log(nodes), log_utilisation))
-        return self._roofline(site, tokens, count)[0] / utilisation
+        roofline = self._roofline(product, np.concatenate([nodes, tokens]), np.array([threads]))[0]
+        log_utilisation = np.log(roofline[: len(nodes)] / times)
+        predicted: Floats = roofline[len(nodes) :] / np.exp(np.interp(np.log(tokens), np.log(nodes), log_utilisation))
+        return predicted
 
-    def _from_others(self, site: Site, tokens: Floats, threads: NDArray[np.int64]) -> Floats:
-        others = [key for key in self._grid if key[0] == site.format]
+    def _reading_s(self, product: Product, times: dict[int, Floats], threads: NDArray[np.int64]) -> Floats:
+        """Time to read the weights, shape (T, M), at the measured bandwidth or as much faster as ``times`` show it."""
+        measured = product.weight_bytes * self._ceilings.byte_s(np.array(list(times)))[:, None]
+        speedup = np.maximum((measured / np.stack(list(times.values()))).max(axis=0), 1.0)
+        reading: Floats = product.weight_bytes * self._ceilings.byte_s(threads)[:, None] / speedup
+        return reading
+
+    def _from_others(self, product: Product, tokens: Floats, threads: NDArray[np.int64]) -> Floats:
+        others = [other for other in self._grid if other.format == product.format]
         if not others:
             raise BenchmarkError(
-                f"{site.name} ({site.format} {site.n_out} x {site.k_in}) can't be predicted: "
-                "neither it nor another product of that format was timed"
+                f"the time of {product} can't be predicted: neither it nor another {product.format} product was timed"
             )
-        sites = [Site(site.name, n_out, k_in, held) for held, n_out, k_in in others]
-        times = np.stack([self.time_s(other, tokens, threads) for other in sites])
-        rooflines = np.stack([self._roofline(other, tokens, threads) for other in sites])
+        times = np.stack([self.time_s(other, tokens, threads) for other in others])
+        rooflines = np.stack([self._roofline(other, tokens, threads) for other in others])
         slope, overhead = _fit_line(rooflines, times)
-        line: Floats = slope * self._roofline(site, tokens, threads) + overhead
+        line: Floats = slope * self._roofline(product, tokens, threads) + overhead
         return line
 
 

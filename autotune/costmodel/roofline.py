@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.costmodel.scaling import over_threads
+from autotune.costmodel.points import fastest
+from autotune.costmodel.scaling import ScalabilityLaw
 from autotune.errors import BenchmarkError
-from autotune.records import Campaign, Measurement, Site
+from autotune.records import Campaign, Site
 from ternary_kernels.formats import get_format
 
 Floats = NDArray[np.float64]
 Form = Literal["sum", "max"]
+
+
+class Product(NamedTuple):
+    """What a site multiplies with; sites that differ in name alone take the same time."""
+
+    format: str
+    n_out: int
+    k_in: int
+
+    def __str__(self) -> str:
+        return f"{self.format} {self.n_out} x {self.k_in}"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        return get_format(self.format).size_bytes(self.n_out, self.k_in)
+
+    def moved_bytes(self, m: Floats) -> Floats:
+        """Bytes moved: the weights once, m tokens of activations in (int8 or float32) and out (float32)."""
+        activation_bytes = 1 if get_format(self.format).ternary else 4
+        return self.weight_bytes + m * (self.k_in * activation_bytes + self.n_out * 4)
+
+    def operations(self, m: Floats) -> Floats:
+        """Multiplications and additions with m tokens."""
+        return 2.0 * m * self.n_out * self.k_in
+
+
+def product_of(site: Site) -> Product:
+    """A site's product."""
+    return Product(site.format, site.n_out, site.k_in)
 
 
 class Ceilings:
@@ -24,59 +55,38 @@ class Ceilings:
         device: Which device's.
 
     Attributes:
-        threads: Thread counts that were timed, ascending.
-        read_bytes_per_s: Streaming read bandwidth at each.
-        operations_per_s: Multiplications and additions at each.
+        read_bytes_per_s: Streaming read bandwidth by thread count.
+        operations_per_s: Multiplications and additions per second by thread count.
 
     Raises:
         BenchmarkError: The campaign has no such points.
     """
 
     def __init__(self, campaign: Campaign, device: str = "cpu") -> None:
-        read: dict[int, float] = {}
-        peak: dict[int, float] = {}
-        for outcome in campaign.outcomes:
-            point = outcome.point
-            if not isinstance(outcome, Measurement) or point.device != device:
-                continue
-            if point.op == "read":
-                read[point.threads] = point.k_in / outcome.median_s
-            elif point.op == "peak":
-                peak[point.threads] = 2 * point.m * point.n_out * point.k_in * point.threads / outcome.median_s
-        common = sorted(read.keys() & peak.keys())
-        if not common:
-            raise BenchmarkError(
-                f"no ceiling of {device} was measured: expected read bandwidth and arithmetic at one thread count or more"
-            )
-        self.threads = np.array(common)
-        self.read_bytes_per_s = np.array([read[count] for count in common])
-        self.operations_per_s = np.array([peak[count] for count in common])
-        self._at: dict[bytes, tuple[Floats, Floats]] = {}
+        reads, peaks = fastest(campaign, "read", device), fastest(campaign, "peak", device)
+        for name, found in (("read bandwidth", reads), ("arithmetic", peaks)):
+            if not found:
+                raise BenchmarkError(
+                    f"the {name} of {device} was not measured: expected it at one thread count or more"
+                )
+        self.read_bytes_per_s = {p.threads: p.k_in / time_s for p, time_s in reads.items()}
+        self.operations_per_s = {
+            p.threads: 2 * p.m * p.n_out * p.k_in * p.threads / time_s for p, time_s in peaks.items()
+        }
+        # Per unit of work both are times, which is what scales by the law.
+        self._byte_s = ScalabilityLaw({count: 1 / rate for count, rate in self.read_bytes_per_s.items()})
+        self._operation_s = ScalabilityLaw({count: 1 / rate for count, rate in self.operations_per_s.items()})
 
-    def at(self, threads: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """(bytes/s, operations/s) at any thread counts, shapes (T,): per unit of work both are times that scale."""
-        known = self._at.get(threads.tobytes())
-        if known is None:
-            read = 1 / over_threads(self.threads, 1 / self.read_bytes_per_s, threads)
-            known = read, 1 / over_threads(self.threads, 1 / self.operations_per_s, threads)
-            self._at[threads.tobytes()] = known
-        return known
+    def byte_s(self, threads: NDArray[np.int64]) -> Floats:
+        """Seconds to read one byte at any thread counts, shape (T,)."""
+        return self._byte_s.at(threads)
 
-    def time_s(self, site: Site, m: Floats, threads: NDArray[np.int64], form: Form) -> Floats:
-        """Roofline time of a site's product, shape (T, M): bytes / bandwidth and operations / peak, combined by ``form``."""
-        read, peak = self.at(threads)
-        memory = product_bytes(site, m)[None] / read[:, None]
-        compute = product_operations(site, m)[None] / peak[:, None]
+    def operation_s(self, threads: NDArray[np.int64]) -> Floats:
+        """Seconds of one multiplication or addition at any thread counts, shape (T,)."""
+        return self._operation_s.at(threads)
+
+    def time_s(self, product: Product, m: Floats, threads: NDArray[np.int64], form: Form) -> Floats:
+        """Roofline time of a product, shape (T, M): bytes / bandwidth and operations / peak, combined by ``form``."""
+        memory = np.outer(self.byte_s(threads), product.moved_bytes(m))
+        compute = np.outer(self.operation_s(threads), product.operations(m))
         return memory + compute if form == "sum" else np.maximum(memory, compute)
-
-
-def product_bytes(site: Site, m: Floats) -> Floats:
-    """Bytes moved: the weights once, m tokens of activations in (int8 or float32) and out (float32)."""
-    held = get_format(site.format)
-    activation_bytes = 1 if held.ternary else 4
-    return held.size_bytes(site.n_out, site.k_in) + m * (site.k_in * activation_bytes + site.n_out * 4)
-
-
-def product_operations(site: Site, m: Floats) -> Floats:
-    """Multiplications and additions of a product with m tokens."""
-    return 2.0 * m * site.n_out * site.k_in

@@ -1,72 +1,85 @@
-"""How time depends on the number of threads: the Universal Scalability Law through the thread counts that were timed."""
+"""How time depends on the number of threads: the Universal Scalability Law through those that were timed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
 
-def over_threads(measured: NDArray[np.int64], times_s: Floats, threads: NDArray[np.int64]) -> Floats:
-    """Times at any thread counts, from those at a few.
+class ScalabilityLaw:
+    """Time at any thread count, from that at a few.
 
     The law gives the shape; what it leaves over at the measured counts is interpolated between them, in log p, so a
     measured count returns exactly what was measured. T(p) = T1 (1 + sigma (p - 1) + kappa p (p - 1)) / p is linear in
-    T1, T1 sigma and T1 kappa, which are fitted to the relative error and kept at or above zero.
+    T1, T1 sigma and T1 kappa, which are fitted to the relative error and kept at or above zero. Fewer threads than
+    were timed are never predicted to be faster than the fewest that were.
 
     Args:
-        measured: Thread counts that were timed, ascending, shape (P,), at least one.
-        times_s: Seconds at each, shape (..., P).
-        threads: Thread counts wanted, shape (T,).
+        times_s: Seconds by thread count, of any shape (...), the same at each count; at least one count. One alone
+            tells nothing about scaling: the time is then the same at all (sigma = 1).
 
-    Returns:
-        Seconds, shape (..., T). With one measured count the time is the same at all: nothing is known.
+    Attributes:
+        coefficients: T1, T1 sigma and T1 kappa, seconds, shape (..., 3).
 
     Source: Gunther, Guerrilla Capacity Planning, chapter 4.
     """
-    times_s = np.asarray(times_s, np.float64)
-    if len(measured) == 1:
-        return np.repeat(times_s, len(threads), axis=-1)
-    flat = times_s.reshape(-1, len(measured))
-    coefficients = _fit(measured.astype(np.float64), flat)
-    leftover = np.log(flat) - np.log(coefficients @ _terms(measured).T)
-    position = np.log(threads)
-    nodes = np.log(measured)
-    upper = np.clip(np.searchsorted(nodes, position), 1, len(nodes) - 1)
-    share = np.clip((position - nodes[upper - 1]) / (nodes[upper] - nodes[upper - 1]), 0.0, 1.0)
-    correction = leftover[:, upper - 1] * (1 - share) + leftover[:, upper] * share
-    predicted: Floats = coefficients @ _terms(threads).T * np.exp(correction)
-    return predicted.reshape(*times_s.shape[:-1], len(threads))
+
+    def __init__(self, times_s: Mapping[int, ArrayLike]) -> None:
+        self._measured = np.array(sorted(times_s))
+        self._times_s: Floats = np.stack([np.asarray(times_s[int(p)], np.float64) for p in self._measured], axis=-1)
+        self.coefficients = _fit(self._measured, self._times_s.reshape(-1, len(self._measured))).reshape(
+            *self._times_s.shape[:-1], 3
+        )
+        self._leftover = np.log(self._times_s) - np.log(self.coefficients @ _terms(self._measured))
+
+    def at(self, threads: NDArray[np.int64]) -> Floats:
+        """Seconds at thread counts of shape (T,), shape (..., T)."""
+        correction = self._leftover @ linear_weights(np.log(threads), np.log(self._measured))
+        predicted: Floats = self.coefficients @ _terms(threads) * np.exp(correction)
+        least = np.where(threads < self._measured[0], self._times_s[..., :1], 0.0)
+        return np.maximum(predicted, least)
 
 
-def _terms(threads: NDArray[np.int64] | Floats) -> Floats:
-    p = np.asarray(threads, np.float64)
-    return np.stack([1 / p, (p - 1) / p, p - 1], axis=-1)
+def linear_weights(at: Floats, nodes: Floats) -> Floats:
+    """Weights (N, K) to interpolate values at N ascending nodes linearly at K places; constant beyond the ends."""
+    return np.stack([np.interp(at, nodes, unit) for unit in np.eye(len(nodes))])
 
 
-def _fit(measured: Floats, times_s: Floats) -> Floats:
+def _terms(threads: NDArray[np.int64]) -> Floats:
+    """What T1, T1 sigma and T1 kappa are multiplied by, shape (3, T)."""
+    p = threads.astype(np.float64)
+    return np.stack([1 / p, (p - 1) / p, p - 1])
+
+
+def _fit(measured: NDArray[np.int64], times_s: Floats) -> Floats:
     """Non-negative least squares of the relative error for every row at once: (N, P) to (N, 3).
 
-    With three unknowns all active sets can simply be tried; T1 is in each. No more unknowns than points are used.
+    With three unknowns all active sets can simply be tried. No more unknowns than points are used.
     """
     rows, points = times_s.shape
-    design = _terms(measured)[None] / times_s[:, :, None]
+    if points == 1:
+        alone: Floats = times_s * np.array([1.0, 1.0, 0.0])
+        return alone
+    design = _terms(measured).T / times_s[:, :, None]
     best = np.zeros((rows, 3))
     least = np.full(rows, np.inf)
-    for size in range(min(3, points)):
-        for others in combinations((1, 2), size):
-            active = [0, *others]
+    for size in range(1, min(3, points) + 1):
+        for active in map(list, combinations(range(3), size)):
+            if measured[0] == 1 and 0 not in active:
+                continue  # T1 is all there is of the time on one thread
             columns = design[:, :, active]
             normal = columns.swapaxes(1, 2) @ columns
-            # A hair of ridge keeps collinear terms solvable; it is far below the noise.
+            # A hair of ridge keeps collinear terms solvable, and ties go to the earlier set; both are far below noise.
             normal += 1e-12 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(len(active))
-            solved = np.linalg.solve(normal, columns.sum(axis=1)[:, :, None])[:, :, 0]
-            residual = np.square(np.einsum("npa,na->np", columns, solved) - 1).sum(axis=1)
-            better = (solved >= 0).all(axis=1) & (residual < least - 1e-12)
+            solved = np.linalg.solve(normal, columns.sum(axis=1)[:, :, None])
+            residual = np.square(columns @ solved - 1).sum(axis=(1, 2))
+            better = (solved >= 0).all(axis=(1, 2)) & (residual < least - 1e-12)
             least = np.where(better, residual, least)
             best[better] = 0
-            best[np.ix_(better, active)] = solved[better]
+            best[np.ix_(better, active)] = solved[better, :, 0]
     return best

@@ -31,8 +31,8 @@ class StepCosts:
         decode_ends_s: Embedding and head of one decode step, shape (D, T, B).
         prefill_layer_s: One prompt through one layer, shape (D, G, T, C).
         prefill_ends_s: Embedding and head of one prompt, shape (D, T, C).
-        decode_crossing_s: Handing a decode step's activations between the CPU and device d, shape (D, B); 0 for the CPU.
-        prefill_crossing_s: Handing one prompt's activations over, shape (D, C); 0 for the CPU.
+        decode_crossing_s: Handing a decode step's activations between the CPU and a device, shape (D, B); CPU: 0.
+        prefill_crossing_s: Handing one prompt's activations over, shape (D, C); CPU: 0.
     """
 
     devices: tuple[str, ...]

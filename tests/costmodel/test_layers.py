@@ -1,0 +1,89 @@
+"""Attention and the small operations."""
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from autotune.costmodel.layers import AttentionTimes, SmallOpsTimes
+from autotune.records import Failure
+from tests.costmodel.synthetic import SyntheticHost, attention, campaign_of, measured, small_ops
+
+HOST = SyntheticHost()
+TIMES = AttentionTimes(campaign_of(HOST.layer_rest()))
+
+
+def attention_s(times, m, contexts, threads=(1,)):
+    return times.time_s(m, np.array(contexts, np.float64), np.array(threads))
+
+
+class TestAttention:
+    def test_it_is_linear_in_the_context_and_beyond_the_longest(self):
+        for context in (0, 17, 200, 256, 1000):
+            assert attention_s(TIMES, 16, [context])[0] == pytest.approx(HOST.attention_s(16, context, 1), rel=1e-6)
+
+    def test_contexts_are_summed(self):
+        together = attention_s(TIMES, 16, [0, 16, 32], (1, 2))
+        assert together == pytest.approx(sum(attention_s(TIMES, 16, [context], (1, 2)) for context in (0, 16, 32)))
+
+    @pytest.mark.parametrize("m", [1, 3, 16, 50, 64, 128])
+    def test_it_is_a_power_law_in_m(self, m):
+        assert attention_s(TIMES, m, [100])[0] == pytest.approx(HOST.attention_s(m, 100, 1), rel=1e-6)
+
+    def test_it_scales_with_threads(self):
+        found = attention_s(TIMES, 16, [100], (1, 3, 8))
+        assert found == pytest.approx([HOST.attention_s(16, 100, count) for count in (1, 3, 8)], rel=1e-5)
+
+    def test_with_one_timed_m_it_is_proportional_to_m(self):
+        times = AttentionTimes(campaign_of(HOST.layer_rest(tokens=(16,))))
+        assert attention_s(times, 32, [256])[0] == pytest.approx(2 * HOST.attention_s(16, 256, 1))
+
+    def test_with_one_timed_context_longer_ones_grow_with_the_tokens_attended_to(self):
+        """9 tokens over a context of 95 attend to 100 on average, over 195 to 200."""
+        times = AttentionTimes(campaign_of([measured(attention(1, 9, 95), 1e-3)]))
+        found = [attention_s(times, 9, [context])[0] for context in (0, 95, 195)]
+        assert found == pytest.approx([1e-3, 1e-3, 2e-3])
+
+    def test_noise_never_makes_a_longer_context_cheaper_beyond_the_timed_ones(self):
+        noisy = [measured(attention(1, 1, 128), 2e-3), measured(attention(1, 1, 256), 1e-3)]
+        found = [attention_s(AttentionTimes(campaign_of(noisy)), 1, [context])[0] for context in (0, 256, 100_000)]
+        assert found == pytest.approx([2e-3, 1e-3, 1e-3])
+
+    def test_of_several_kernels_the_fastest_counts(self):
+        point = attention(1, 1, 128)
+        timed = [measured(replace(point, kernel=kernel), time_s) for kernel, time_s in (("a", 1e-3), ("b", 5e-3))]
+        for outcomes in (timed, timed[::-1]):
+            assert attention_s(AttentionTimes(campaign_of(outcomes)), 1, [128])[0] == pytest.approx(1e-3)
+
+    def test_untimed_attention_counts_nothing(self):
+        times = AttentionTimes(campaign_of([Failure(attention(1, 1, 128), "out_of_memory", "killed")]))
+        assert attention_s(times, 1, [128], (1, 2)).tolist() == [0, 0]
+        assert times.tokens == ()
+        assert times.longest_context(1) == 0
+
+    def test_the_longest_context_is_that_of_the_timed_m_a_prediction_rests_on(self):
+        outcomes = [
+            *HOST.layer_rest(tokens=(1,), contexts=(0, 4096)),
+            *HOST.layer_rest(tokens=(16,), contexts=(0, 512)),
+            *HOST.layer_rest(tokens=(64,), contexts=(0,)),
+        ]
+        times = AttentionTimes(campaign_of(outcomes))
+        assert [times.longest_context(m) for m in (1, 8, 16, 32, 64)] == [4096, 512, 512, 0, 0]
+
+
+class TestSmallOps:
+    TIMES = SmallOpsTimes(campaign_of(HOST.layer_rest()))
+
+    def test_they_are_a_power_law_between_timed_m(self):
+        found = self.TIMES.time_s(np.array([1.0, 5.0, 16.0, 40.0]))
+        assert found == pytest.approx([HOST.small_ops_s(m) for m in (1, 5, 16, 40)])
+
+    def test_beyond_the_last_they_are_proportional_to_m(self):
+        assert self.TIMES.time_s(np.array([128.0]))[0] == pytest.approx(2 * HOST.small_ops_s(64))
+
+    def test_below_the_first_they_are_not_free(self):
+        times = SmallOpsTimes(campaign_of([measured(small_ops(16), 1e-3)]))
+        assert times.time_s(np.array([1.0]))[0] == pytest.approx(1e-3)
+
+    def test_untimed_ones_count_nothing(self):
+        times = SmallOpsTimes(campaign_of([Failure(small_ops(1), "budget", "the time was up")]))
+        assert times.time_s(np.array([1.0, 2.0])).tolist() == [0, 0]
