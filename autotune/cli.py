@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 
-from autotune import errors
-from autotune.options import Options, check_budget
+from autotune import __version__, errors
+from autotune.options import (
+    DEFAULT_BUDGET_S,
+    QUICK_BUDGET_S,
+    Options,
+    check_budget,
+    counted_budget_s,
+    tune_command,
+)
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
@@ -30,15 +38,18 @@ EXIT_CODES = {
     errors.StoreError: 8,
     errors.ResultNotFoundError: 9,
 }
+EXIT_SYSTEM = 1
 EXIT_INTERRUPTED = 130
 
 _EPILOG = """\
 exit codes:
-  0  done                                  5  no configuration keeps the TPOT or TTFT limit
-  2  wrong usage                           6  the time budget is too small
-  3  the model file is missing or bad      7  the benchmark failed
-  4  the model does not fit the memory     8  the cache could not be written or read (a result is still printed)
-  130  stopped by Ctrl-C                   9  nothing is saved for this model on this host
+  0  done                                  6  the time budget is too small
+  1  the output can't be written, or       7  the benchmark failed
+     the system refused something else     8  the cache could not be written or read (a result is still printed)
+  2  wrong usage                           9  nothing is saved for this model on this host
+  3  the model file is missing or bad    130  stopped by Ctrl-C
+  4  the model does not fit the memory
+  5  no configuration keeps the TPOT or TTFT limit
 
 `autotune MODEL` is short for `autotune tune MODEL`.
 """
@@ -47,38 +58,48 @@ _COMMANDS = ("tune", "show", "retune", "model", "host", "schema", "cache")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] not in _COMMANDS and not arguments[0].startswith("-"):
-        arguments.insert(0, "tune")
-    parsed = _parser().parse_args(arguments)
+    _open_closed_streams()
     warnings.showwarning = _show_warning
-    command: Callable[[argparse.Namespace], int] = parsed.command
     try:
-        return command(parsed)
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            # Not left to the interpreter's exit, where a full disk or a closed pipe can't be dealt with.
+            sys.stdout.flush()
     except errors.AutotuneError as error:
         print(f"autotune: {error}", file=sys.stderr)
         return EXIT_CODES[type(error)]
     except KeyboardInterrupt:
-        print("autotune: stopped; nothing was saved", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # who presses Ctrl-C twice gets one sentence as well
+        print("autotune: stopped by Ctrl-C", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read standard output has seen enough; Python must not try to flush it again.
+    except OSError as error:
+        # What is left in the buffer must not be written again at the interpreter's exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if not isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+            print(f"autotune: the system refused: {error}", file=sys.stderr)
+        return EXIT_SYSTEM
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] not in (*_COMMANDS, "-h", "--help", "--version"):
+        arguments.insert(0, "tune")
+    parsed = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    return command(parsed)
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from autotune.loader import find_answer
+    from autotune.loader import find_answer, load_result
 
     options, budget_s = _options(args), check_budget(args.budget, quick=args.quick)
-    entry = None if args.force else find_answer(args.model, options, budget_s)
-    if entry is not None:
-        if args.json:
-            _print_document(entry.raw)
-        else:
-            from autotune.store.schema import decode_result
-
-            _print_summary(decode_result(entry), f"{entry.path} (answered from there; --force measures again)")
+    entry = None if args.force else find_answer(args.model, options, counted_budget_s(budget_s, quick=args.quick))
+    if entry is not None and args.json:
+        _print_document(entry.raw)
+        return 0
+    saved = None if entry is None else load_result(args.model, options.workload, options.format)
+    if entry is not None and saved is not None:
+        _print_summary(saved, f"{entry.path} (answered from there; --force measures again)")
         return 0
     from autotune.pipeline import obtain
     from autotune.progress import shown
@@ -96,13 +117,16 @@ def _retune(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from autotune.store.schema import decode_result
+    from autotune.loader import load_result
 
     entry = _saved_entry(args)
     if args.json:
         _print_document(entry.raw)
-    else:
-        _print_summary(decode_result(entry), entry.path)
+        return 0
+    result = load_result(args.model, args.workload, args.format)
+    if result is None:  # it is of another shape than this version's: set aside by now
+        raise _nothing_saved(args)
+    _print_summary(result, entry.path)
     return 0
 
 
@@ -154,7 +178,7 @@ def _cache_list(args: argparse.Namespace) -> int:
         _print_record(
             [
                 {
-                    "path": one.entry.path,
+                    "path": os.fsencode(one.entry.path).decode(errors="replace"),
                     "host": one.result.host.label,
                     "host_fingerprint": one.entry.key.host,
                     "model": one.result.model.name,
@@ -178,17 +202,23 @@ def _cache_list(args: argparse.Namespace) -> int:
 def _cache_path(_: argparse.Namespace) -> int:
     from autotune.store.paths import layers
 
-    print("\n".join(layers()))
+    _print_document(b"".join(os.fsencode(layer) + b"\n" for layer in layers()))
     return 0
 
 
 def _cache_forget(args: argparse.Namespace) -> int:
     from autotune.model.source import digest, resolve
+    from autotune.store.entry import WORKLOADS
     from autotune.store.manage import forget
 
-    if args.all == bool(args.model):
+    if args.all == (args.model is not None):
         raise errors.UsageError("cache forget expects either a MODEL or --all")
-    forgotten = forget() if args.all else forget(digest(resolve(args.model), args.format), args.workload)
+    if args.all and args.format is not None:
+        raise errors.UsageError("cache forget --all takes no --format: a format goes with a MODEL")
+    if args.workload not in (None, *WORKLOADS):
+        raise errors.UsageError(f"the workload must be one of {', '.join(WORKLOADS)}, got {args.workload!r}")
+    model_digest = None if args.all else digest(resolve(args.model), args.format)
+    forgotten = forget(model_digest, args.workload)
     for path in forgotten:
         print(f"forgot {path}", file=sys.stderr)
     if not forgotten:
@@ -214,9 +244,10 @@ def _cache_import(args: argparse.Namespace) -> int:
 
 def _finish(result: Result, options: Options, *, as_json: bool) -> int:
     """Save a new result and print it; it is printed even where it can't be saved."""
+    from autotune.pipeline import request
     from autotune.store import cache
 
-    key, document = cache.document(result, options.request(result.campaign.budget_s))
+    key, document = cache.document(result, request(options, result))
     saved_in, code = None, 0
     try:
         saved_in = cache.store(key, document)
@@ -240,11 +271,15 @@ def _saved_entry(args: argparse.Namespace) -> Entry:
 
     entry = find_entry(args.model, args.workload, args.format)
     if entry is None:
-        raise errors.ResultNotFoundError(
-            f"nothing is saved for {args.model} and workload {args.workload} on this host: "
-            f"run `python -m autotune {args.model} --workload {args.workload}` first"
-        )
+        raise _nothing_saved(args)
     return entry
+
+
+def _nothing_saved(args: argparse.Namespace) -> errors.ResultNotFoundError:
+    return errors.ResultNotFoundError(
+        f"nothing is saved for {args.model} and workload {args.workload} on this host: "
+        f"run `{tune_command(args.model, args.workload, args.format)}` first"
+    )
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -269,6 +304,13 @@ def _print_summary(result: Result, saved_in: str | None) -> None:
     show(summarize(result, saved_in))
 
 
+def _open_closed_streams() -> None:
+    """A standard stream that was closed is None to Python, and its number would go to the next file opened."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (light; open until the end)
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"autotune: warning: {message}", file=sys.stderr)
 
@@ -280,15 +322,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"autotune {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     tune = commands.add_parser("tune", help="measure, choose and save (the default command)")
     _add_model(tune)
     _add_workload(tune)
     _add_limits(tune)
-    tune.add_argument("--budget", type=_number, metavar="SECONDS", help="time for the benchmark (default 20)")
-    tune.add_argument("--quick", action="store_true", help="time fewer points, in 6 seconds unless --budget says else")
+    tune.add_argument(
+        "--budget", type=_number, metavar="SECONDS", help=f"time for the benchmark (default {DEFAULT_BUDGET_S:g})"
+    )
+    tune.add_argument("--quick", action="store_true", help=f"time fewer points, in {QUICK_BUDGET_S:g} seconds")
     tune.add_argument("--force", action="store_true", help="measure again even if a result is saved")
     tune.add_argument("--quiet", action="store_true", help="show no progress")
     _add_json(tune)
@@ -372,14 +416,6 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
-
-
-class _Version(argparse.Action):
-    def __call__(self, *_: object, **__: object) -> None:
-        from autotune import __version__
-
-        print(f"autotune {__version__}")
-        sys.exit(0)
 
 
 def _whole(text: str) -> int:

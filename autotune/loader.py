@@ -173,20 +173,12 @@ def _look_up(question: Question, layers: tuple[str, ...]) -> _Answer:
 def _fall_back(question: Question, seen: dict[str, Signature], reason: str) -> _Answer:
     answer = _Answer(get_fallback_config(), seen)
     if question not in _warned:
+        from autotune.options import tune_command
+
         _warned.add(question)
-        message = f"using the fallback configuration, for {reason}; tune with: {_command(question)}"
+        message = f"using the fallback configuration, for {reason}; tune with: {tune_command(*question)}"
         warnings.warn(message, FallbackWarning, stacklevel=4)  # the caller of get_optimal_device_config
     return answer
-
-
-def _command(question: Question) -> str:
-    import shlex
-
-    model, workload, weight_format = question
-    words = ["python", "-m", "autotune", model, "--workload", workload]
-    if weight_format is not None:
-        words += ["--format", weight_format]
-    return shlex.join(words)
 
 
 def _this_host() -> str:

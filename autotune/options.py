@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from autotune.errors import BudgetError, UsageError
 
-DEFAULT_BUDGET_S = 20.0
-QUICK_BUDGET_S = 6.0
+DEFAULT_BUDGET_S = 24.0
+QUICK_BUDGET_S = 7.5
 _MIN_BUDGET_S = 0.5
 _MAX_BUDGET_S = 3600.0
 
@@ -62,3 +62,18 @@ def check_budget(budget_s: float | None, *, quick: bool) -> float:
             f"a budget of {budget_s:g} s is too small: starting the benchmark alone takes about {_MIN_BUDGET_S:g} s"
         )
     return budget_s
+
+
+def counted_budget_s(budget_s: float, *, quick: bool) -> float:
+    """The seconds that a benchmark counts as: no budget makes up for the points that a quick one leaves out."""
+    return min(budget_s, QUICK_BUDGET_S) if quick else budget_s
+
+
+def tune_command(model: str, workload: str, weight_format: str | None) -> str:
+    """The command that makes the result for a model, to be pasted into a shell."""
+    import shlex
+
+    words = ["python", "-m", "autotune", model, "--workload", workload]
+    if weight_format is not None:
+        words += ["--format", weight_format]
+    return shlex.join(words)

@@ -1,10 +1,11 @@
-"""The whole way: model and host in, benchmark, cost model, search, result out; or from saved measurements, in no time."""
+"""The whole way: model and host in, benchmark, cost model, search, result out; or again from saved measurements."""
 
 from __future__ import annotations
 
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from autotune.bench import campaign as bench
@@ -12,13 +13,13 @@ from autotune.bench.campaign import Progress
 from autotune.bench.plan import ceilings, describe_first_missing, plan
 from autotune.costmodel.heldout import fit
 from autotune.costmodel.model import CostModel
-from autotune.errors import BenchmarkError, BudgetError, MemoryLimitError, ResultNotFoundError, StoreError, UsageError
+from autotune.errors import BenchmarkError, BudgetError, MemoryLimitError, ResultNotFoundError, StoreError
 from autotune.host.detect import detect
 from autotune.host.tier import classify
 from autotune.loader import FALLBACK_THREADS, find_answer, load_result
 from autotune.model import memory
 from autotune.model.analyse import analyse
-from autotune.options import DEFAULT_BUDGET_S, QUICK_BUDGET_S, Options, check_budget
+from autotune.options import DEFAULT_BUDGET_S, Options, check_budget, counted_budget_s, tune_command
 from autotune.records import (
     Campaign,
     Configuration,
@@ -40,7 +41,7 @@ from autotune.store.entry import WORKLOADS
 KERNEL = "numpy"
 """The kernel that is timed."""
 
-_HOST_BUDGET_S = 1.5
+_HOST_BUDGET_S = 2.0
 _USABLE_SHARE = 0.9
 """Share of the usable memory that a configuration may plan with: the rest is for what else runs and grows."""
 
@@ -64,7 +65,7 @@ def tune(
     Args:
         model: Path of a config.json or GGUF file, or the name of a preset.
         options: Workload, limits and format.
-        budget_s: Wall time for the benchmark; default 20 s, or 6 s if ``quick``.
+        budget_s: Wall time for the benchmark; default ``DEFAULT_BUDGET_S``, or ``QUICK_BUDGET_S`` if ``quick``.
         quick: Time fewer points.
         force: Measure again, whatever is saved.
         progress: Told how far the benchmark is.
@@ -79,13 +80,13 @@ def tune(
     """
     options = options or Options()
     budget_s = check_budget(budget_s, quick=quick)
-    if not force and find_answer(model, options, budget_s) is not None:
+    if not force and find_answer(model, options, counted_budget_s(budget_s, quick=quick)) is not None:
         saved = load_result(model, options.workload, options.format)
         if saved is not None:
             return saved
     result = obtain(model, options, budget_s=budget_s, quick=quick, force=force, progress=progress)
     try:
-        cache.write(result, options.request(result.campaign.budget_s))
+        cache.write(result, request(options, result))
     except StoreError as error:
         warnings.warn(str(error), cache.StoreWarning, stacklevel=2)
     return result
@@ -104,12 +105,11 @@ def obtain(
 
     Args and raises: as for ``tune``.
     """
-    saved = None if force else _any_saved(model, options)
-    if saved is not None and saved.campaign.budget_s >= budget_s:
-        host, workload = detect(), _workload(options, saved.model)
-        wanted = {task.point for task in plan(saved.model, host, workload, KERNEL, quick=quick)}
-        if wanted <= {outcome.point for outcome in saved.campaign.outcomes}:
-            return conclude_again(saved, workload, host)
+    for saved in () if force else _saved(model, options):
+        if saved.campaign.budget_s >= budget_s:
+            host, workload = detect(), _workload(options, saved.model)
+            if _covers(saved.campaign, saved.model, host, workload, quick=quick):
+                return conclude_again(saved, workload, host)
     return measure(model, options, budget_s=budget_s, quick=quick, progress=progress)
 
 
@@ -146,9 +146,7 @@ def measure(
     campaign = bench.run(analysed, host, tasks, budget_s=budget_s, progress=progress, seed=seed)
     _check_complete(campaign, describe_first_missing(tasks, (found.point for found in campaign.measurements())))
     cost_model, report = fit(campaign)
-    return _conclude(
-        analysed, host, workload, campaign, cost_model, report, started=started, trials=TRIALS, seed=seed
-    )
+    return _conclude(analysed, host, workload, campaign, cost_model, report, started=started, trials=TRIALS, seed=seed)
 
 
 def retune(model: str | os.PathLike[str], options: Options | None = None) -> Result:
@@ -164,12 +162,12 @@ def retune(model: str | os.PathLike[str], options: Options | None = None) -> Res
     """
     started = time.monotonic()
     options = options or Options()
-    if options.workload not in WORKLOADS:
-        raise UsageError(f"the workload must be one of {', '.join(WORKLOADS)}, got {options.workload!r}")
-    saved = _any_saved(model, options)
+    saved = next(_saved(model, options), None)
     if saved is None:
+        name = os.fspath(model)
         raise ResultNotFoundError(
-            f"this host has no saved measurements of {os.fspath(model)}: run `python -m autotune {os.fspath(model)}` first"
+            f"this host has no saved measurements of {name}: "
+            f"run `{tune_command(name, options.workload, options.format)}` first"
         )
     return conclude_again(saved, _workload(options, saved.model), detect(), started=started)
 
@@ -196,6 +194,12 @@ def conclude_again(saved: Result, workload: Workload, host: Host, *, started: fl
         started=time.monotonic() if started is None else started,
         trials=None,
     )
+
+
+def request(options: Options, result: Result) -> dict[str, object]:
+    """What a result for these options answers, as it is saved beside it."""
+    full = _covers(result.campaign, result.model, result.host, result.workload, quick=False)
+    return options.request(counted_budget_s(result.campaign.budget_s, quick=not full))
 
 
 def measure_tier(host: Host) -> Tier:
@@ -329,9 +333,10 @@ def _check_complete(campaign: Campaign, missing: str | None) -> None:
         raise BenchmarkError(
             f"{missing} could not be timed, and without it nothing can be decided: {failures[0].message}"
         )
+    longer_s = max(DEFAULT_BUDGET_S, 2 * campaign.budget_s)
     raise BudgetError(
         f"a budget of {campaign.budget_s:g} s is too small: it ended before {missing} was timed; "
-        f"allow {DEFAULT_BUDGET_S:g} s (the default), or {QUICK_BUDGET_S:g} s with --quick"
+        f"try --budget {longer_s:g}"
     )
 
 
@@ -355,10 +360,20 @@ def _tier(host: Host, report: CostModelReport) -> Tier:
     return classify(host, max(report.read_bytes_per_s.values()), max(report.operations_per_s.values()))
 
 
-def _any_saved(model: str | os.PathLike[str], options: Options) -> Result | None:
-    """A saved result for this host and model: of the wanted workload, else of any other."""
-    for workload in sorted(WORKLOADS, key=lambda name: name != options.workload):
+def _saved(model: str | os.PathLike[str], options: Options) -> Iterator[Result]:
+    """The saved results for this host and model: that of the wanted workload first.
+
+    Raises:
+        ModelError: The model can't be read.
+        UsageError: There is no such workload.
+    """
+    for workload in dict.fromkeys((options.workload, *WORKLOADS)):
         saved = load_result(model, workload, options.format)
         if saved is not None:
-            return saved
-    return None
+            yield saved
+
+
+def _covers(campaign: Campaign, model: Model, host: Host, workload: Workload, *, quick: bool) -> bool:
+    """Whether a campaign has tried all points that a new one would."""
+    wanted = {task.point for task in plan(model, host, workload, KERNEL, quick=quick)}
+    return wanted <= {outcome.point for outcome in campaign.outcomes}

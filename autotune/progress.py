@@ -27,7 +27,8 @@ def shown(*, quiet: bool) -> Iterator[Progress | None]:
 @contextmanager
 def _bar() -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = TextColumn("timing"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:

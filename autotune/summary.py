@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
-from shutil import get_terminal_size
 
 from autotune.model.memory import model_bytes, readable_bytes
-from autotune.records import Campaign, Candidate, HeldOut, Host, Result, Workload
+from autotune.records import Campaign, Candidate, HeldOut, Host, Model, Result, Workload
+
+_WIDTH_ELSEWHERE = 120
+"""Columns where standard error is no terminal."""
 
 Lines = list[tuple[str, str]]
 
@@ -25,7 +28,7 @@ def summarize(result: Result, saved_in: str | None) -> Lines:
     lines = [
         ("host", _host(result.host)),
         ("tier", f"{result.tier.name}: {result.tier.reason}"),
-        ("model", f"{result.model.name}, {len(result.model.layers)} layers, {readable_bytes(model_bytes(result.model))}"),
+        ("model", _model(result.model)),
         ("workload", _workload(result.workload)),
         ("timed", _timed(result.campaign)),
         ("noise", _noise(result.campaign)),
@@ -51,22 +54,29 @@ def summarize(result: Result, saved_in: str | None) -> Lines:
 
 
 def show(lines: Iterable[tuple[str, str]]) -> None:
-    """Print label and value lines to standard error, wrapped to the terminal, a repeated label only once."""
+    """Print label and value lines to standard error, wrapped to its terminal, a repeated label only once.
+
+    Words stay whole, however long: a path can be copied.
+    """
     lines = list(lines)
     margin = max((len(label) for label, _ in lines), default=0) + 2
-    width = max(get_terminal_size((120, 24)).columns, margin + 40)
+    wrapper = textwrap.TextWrapper(
+        max(_columns(), margin + 40),
+        subsequent_indent=" " * margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     previous = None
     for label, value in lines:
-        first = f"{'' if label == previous else label:<{margin}}"
-        wrapped = textwrap.fill(value, width, initial_indent=first, subsequent_indent=" " * margin)
-        print(wrapped.rstrip(), file=sys.stderr)
+        wrapper.initial_indent = f"{'' if label == previous else label:<{margin}}"
+        print(wrapper.fill(value).rstrip(), file=sys.stderr)
         previous = label
 
 
 def configuration(candidate: Candidate) -> str:
     """A configuration in words."""
     chosen = candidate.configuration
-    devices = ", ".join(f"{layers} layers on {device}" for device, layers in chosen.device_layers.items())
+    devices = ", ".join(f"{_count(layers, 'layer')} on {device}" for device, layers in chosen.device_layers.items())
     return (
         f"{devices}; {_count(chosen.decode_threads, 'thread')} for decode, {chosen.prefill_threads} for prefill; "
         f"batch {chosen.batch_size}; prompts in chunks of {chosen.prefill_chunk}"
@@ -76,9 +86,8 @@ def configuration(candidate: Candidate) -> str:
 def figures(candidate: Candidate) -> str:
     """Predicted figures in words."""
     predicted = candidate.predicted
-    return (
-        f"{predicted.tokens_per_s:.3g} tokens/s, TPOT {_duration(predicted.tpot_s)}, TTFT {_duration(predicted.ttft_s)}"
-    )
+    times = f"TPOT {_duration(predicted.tpot_s)}, TTFT {_duration(predicted.ttft_s)}"
+    return f"{_number(predicted.tokens_per_s)} tokens/s, {times}"
 
 
 def _host(host: Host) -> str:
@@ -90,9 +99,13 @@ def _host(host: Host) -> str:
     )
 
 
+def _model(model: Model) -> str:
+    return f"{model.name}, {_count(len(model.layers), 'layer')}, {readable_bytes(model_bytes(model))}"
+
+
 def _workload(workload: Workload) -> str:
     limits = [
-        f"{name} within {limit_s * 1e3:.0f} ms"
+        f"{name} within {_duration(limit_s)}"
         for name, limit_s in (("TPOT", workload.max_tpot_s), ("TTFT", workload.max_ttft_s))
         if limit_s is not None
     ]
@@ -163,8 +176,20 @@ def _speedup(speedup: float | None) -> str:
 
 
 def _duration(time_s: float) -> str:
-    return f"{time_s:.3g} s" if time_s >= 1 else f"{time_s * 1e3:.3g} ms"
+    return f"{_number(time_s)} s" if time_s >= 1 else f"{_number(time_s * 1e3)} ms"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, and no exponent for large numbers."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _WIDTH_ELSEWHERE
+    except OSError:  # also io.UnsupportedOperation, of a stream without a file
+        return _WIDTH_ELSEWHERE

@@ -1,1 +1,1 @@
-"""Times the sites of a model on this host, cold, interleaved and pinned, in a child process. Entry point: `campaign.run`."""
+"""Times a model's products on this host: cold, interleaved, pinned, in a child process. Entry: `campaign.run`."""

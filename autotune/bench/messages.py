@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from autotune.bench.plan import Task
+from autotune.bench.sampler import Sample
 from autotune.records import Model, Record
 from autotune.records.measurement import FailureKind
 
@@ -19,11 +20,16 @@ class Job(Record, frozen=True):
     """Samples that an earlier worker already took of each task."""
     skip: tuple[int, ...]
     """Tasks that are not to be run (again)."""
-    cpus: tuple[int, ...] | None
-    """Logical CPUs in the order threads are pinned to them; None: no pinning."""
+    cpus: tuple[int, ...]
+    """Logical CPUs in the order threads are pinned to them."""
     cold_bytes: int
+    """Memory for weights to rotate through."""
+    least_cold_bytes: int
+    """What will do where memory comes slowly."""
     deadline: float
-    """On the monotonic clock, which all processes of a machine share."""
+    """When to be done, on the monotonic clock, which all processes of a machine share."""
+    end: float
+    """When the parent ends the worker whatever it does, on the same clock."""
     kernel_modules: tuple[str, ...]
     """Modules to import, whose kernels register themselves."""
     seed: int
@@ -35,17 +41,27 @@ class Ready(Record, frozen=True, tag="ready"):
     overhead_bytes: int
 
 
-class Started(Record, frozen=True, tag="started"):
-    """A task is about to run."""
+class Prepared(Record, frozen=True, tag="prepared"):
+    """Weights can rotate."""
 
-    index: int
+    cold_bytes: int
+
+
+class Started(Record, frozen=True, tag="started"):
+    """Something is about to run that the worker may not survive."""
+
+    at_stake: tuple[int, ...]
+    """The tasks that are out if it doesn't; none where no task is to blame."""
     expected_s: float | None
+    """How long it should take; None: unknown."""
 
 
 class Block(Record, frozen=True, tag="block"):
-    """Samples that count: (task, seconds per call)."""
+    """Samples that count; their ``index`` is the task's."""
 
-    samples: tuple[tuple[int, float], ...]
+    samples: tuple[Sample, ...]
+    control_drift: float
+    """Largest relative distance of the control from its median so far."""
 
 
 class Failed(Record, frozen=True, tag="failed"):
@@ -56,23 +72,11 @@ class Failed(Record, frozen=True, tag="failed"):
     message: str
 
 
-class TaskSummary(Record, frozen=True):
-    """How a task's sampling ended."""
-
-    index: int
-    stop: str
-    calls: int
-    disturbed: int
-
-
 class Finished(Record, frozen=True, tag="finished"):
     """The worker is done."""
 
-    tasks: tuple[TaskSummary, ...]
-    control_drift: float
 
-
-Event = Ready | Started | Block | Failed | Finished
+Event = Ready | Prepared | Started | Block | Failed | Finished
 
 encoder = msgspec.json.Encoder()
 event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)

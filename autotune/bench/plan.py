@@ -16,6 +16,8 @@ _TOKENS_FULL = (1, 16, 64, 512, 4, 256, 2, 8, 32, 128)
 _TOKENS_QUICK = (1, 16, 64, 256, 4)
 _CONTEXTS_DECODE = (1024, 128, 4096)
 _CONTEXTS_PREFILL = (0, 1024)
+_LARGEST_CHUNK = 512
+_SHORT_CHUNK = 64  # attention on shorter ones takes so little of a step that it is interpolated
 _PEAK_SIZE = 384, 384, 1024  # m, n_out, k_in: three matrices that fit any level-2 cache, long enough for full speed
 _READ_BYTES = 64 << 20
 
@@ -31,8 +33,8 @@ class Task(Record, frozen=True):
 def thread_counts(host: Host) -> tuple[int, ...]:
     """Thread counts to time: powers of two, all usable cores once, and all usable threads; ascending."""
     usable = host.limits.usable_threads
-    counts = {1 << power for power in range(usable.bit_length()) if 1 << power <= usable}
-    return tuple(sorted(counts | {min(len(host.cpu.cores) or usable, usable), usable}))
+    powers = {1 << power for power in range(usable.bit_length())}
+    return tuple(sorted(powers | {min(len(host.cpu.cores) or usable, usable), usable}))
 
 
 def ceilings(host: Host, kernel: str) -> tuple[Task, ...]:
@@ -49,30 +51,34 @@ def plan(model: Model, host: Host, workload: Workload, kernel: str, *, quick: bo
     Args:
         model: Its distinct sites are timed once each.
         host: Gives the thread counts.
-        workload: Its largest batch and its prompt bound m; its lengths bound the context.
+        workload: Its largest batch and its prompt bound m; its lengths are among the contexts.
         kernel: Kernel to time, a name of the registry.
         quick: Fewer values of m.
     """
     threads = thread_counts(host)
-    tokens = _token_counts(workload, quick=quick)
-    head_tokens = [m for m in tokens if m <= max(workload.max_batch, 1)]
-    layer_sites = _distinct(site for layer in model.layers for site in layer.sites)
+    chunk = min(workload.prompt_tokens, _LARGEST_CHUNK)
+    chunks = _token_counts(chunk, quick=quick)
+    batches = _token_counts(workload.max_batch, quick=quick)
+    tokens = _token_counts(max(chunk, workload.max_batch), quick=quick)
+    layer_sites = {(site.format, site.n_out, site.k_in): site for layer in model.layers for site in layer.sites}
     products = [
         _matmul(site, m, count, kernel)
-        for m in tokens
-        for site in [*layer_sites, *([model.head] if m in head_tokens else [])]
+        for m in dict.fromkeys((*tokens, *batches))
+        # Of a prompt, only the last token goes through the head.
+        for site in (*(layer_sites.values() if m in tokens else ()), *((model.head,) if m in batches else ()))
         for count in reversed(threads)
     ]
     others = [
         *(Task(_small_ops(model, m, kernel)) for m in tokens),
         *(
             Task(_attention(model, m, context, count, kernel))
-            for m, context in _attention_sizes(model, workload, tokens)
+            for m, context in _attention_sizes(model, workload, chunks)
             for count in threads
         ),
     ]
     single = [task for task in products if task.point.m == 1]
-    return (*ceilings(host, kernel), *single, *others, *(task for task in products if task.point.m != 1))
+    many = [task for task in products if task.point.m > 1]
+    return tuple(dict.fromkeys((*ceilings(host, kernel), *single, *others, *many)))
 
 
 def describe_first_missing(tasks: Sequence[Task], timed: Iterable[Point]) -> str | None:
@@ -93,16 +99,10 @@ def _without_threads(point: Point) -> tuple[str, str, int, int, int]:
     return point.op, point.format, point.n_out, point.k_in, point.m
 
 
-def _distinct(sites: Iterable[Site]) -> list[Site]:
-    seen = {(site.format, site.n_out, site.k_in): site for site in reversed(list(sites))}
-    return list(reversed(seen.values()))
-
-
-def _token_counts(workload: Workload, *, quick: bool) -> list[int]:
-    """m from 1 to the largest batch or chunk that the search may choose; the largest itself is always there."""
-    largest = max(workload.max_batch, min(workload.prompt_tokens, 512))
+def _token_counts(largest: int, *, quick: bool) -> list[int]:
+    """Values of m from 1 to the largest, which is always there, in steps that halve the gaps."""
     grid = [m for m in (_TOKENS_QUICK if quick else _TOKENS_FULL) if m < largest]
-    return [*grid[:2], largest, *grid[2:]] if largest > 1 else [1]
+    return [*grid[:2], largest, *grid[2:]]
 
 
 def _matmul(site: Site, m: int, threads: int, kernel: str) -> Task:
@@ -114,19 +114,18 @@ def _matmul(site: Site, m: int, threads: int, kernel: str) -> Task:
     )
 
 
-def _attention_sizes(model: Model, workload: Workload, tokens: Sequence[int]) -> list[tuple[int, int]]:
+def _attention_sizes(model: Model, workload: Workload, chunks: Sequence[int]) -> list[tuple[int, int]]:
     """(m, context) pairs: one new token at several contexts, and chunks on an empty and a filled cache."""
     longest = workload.prompt_tokens + workload.output_tokens
-    decode = sorted({min(context, model.max_context - 1) for context in (*_CONTEXTS_DECODE, longest)})
-    chunks = [m for m in tokens if m >= 16 and (m >= 64 or m == max(tokens))] or [max(tokens)]
-    prefill = [
+    decode = {(1, min(context, model.max_context - 1)) for context in (*_CONTEXTS_DECODE, longest)}
+    filled = (*_CONTEXTS_PREFILL, *((longest,) if longest > 2 * max(_CONTEXTS_PREFILL) else ()))
+    prefill = {
         (m, min(context, model.max_context - m))
         for m in chunks
-        if m > 1
-        for context in (*_CONTEXTS_PREFILL, *([longest] if longest > 2 * max(_CONTEXTS_PREFILL) else []))
-        if m <= model.max_context
-    ]
-    return [(1, context) for context in decode] + sorted(set(prefill))
+        if m > 1 and (m >= _SHORT_CHUNK or m == max(chunks))
+        for context in filled
+    }
+    return [*sorted(decode), *sorted(prefill)]
 
 
 def _attention(model: Model, m: int, context: int, threads: int, kernel: str) -> Point:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from msgspec.structs import replace
+
 from autotune.bench import disturbance
-from autotune.records import median, relative_median_interval
+from autotune.records import Record, median, relative_median_interval
 
 MIN_SAMPLE_S = 1e-3
 """A sample lasts at least this long: far above the clock's resolution and the cost of reading it."""
@@ -21,12 +23,28 @@ MAX_DRIFT = 0.03
 _STABLE_AFTER = 24
 _STABLE_WINDOW = 8
 _BLOCK_S = 0.7
-_CONTROL_CALLS = 5
-_MAX_REPEATED_BLOCKS = 6
+_CONTROL_SAMPLES = 5
+_REPEAT_SHARE = 0.1
+"""Share of the time that may go into repeating blocks: on a noisy host more of it would buy nothing."""
+_MAX_RETAKES = 2
 _DISTURBED_IF_SLOWER = 1.05
 _LONG_SAMPLE_S = 0.03
+_CLOCK_RESOLUTION_S = 1e-7
 
-Stop = Literal["converged", "stable", "budget"]
+Stop = Literal["converged", "stable"]
+
+
+class Sample(Record, frozen=True):
+    """One sample that counts."""
+
+    index: int
+    """The candidate."""
+    time_s: float
+    """Seconds per call."""
+    calls: int
+    """Calls it averages over."""
+    discarded: int
+    """Disturbed samples that it replaces."""
 
 
 @dataclass
@@ -37,19 +55,19 @@ class Candidate:
         call: Runs the operation once.
         work: Relative amount of work, for guessing a first call's time from others of the same ``kind``.
         kind: Candidates of one kind differ only in ``work``.
-        samples_s: Seconds per call.
+        samples_s: Seconds per call, of the samples that count.
+        call_s: Seconds per call when it last ran, whether that counted or not; None if it never ran.
         calls: Calls per sample, 0 before the warm-up.
-        disturbed: Samples thrown away.
-        stop: Why sampling ended, or None while it goes on.
+        done: Whether it needs no more samples, or can't be sampled.
     """
 
     call: Callable[[], object]
     work: float
     kind: tuple[object, ...]
     samples_s: list[float] = field(default_factory=list)
+    call_s: float | None = None
     calls: int = 0
-    disturbed: int = 0
-    stop: Stop | None = None
+    done: bool = False
 
 
 class Observer(Protocol):
@@ -61,20 +79,21 @@ class Observer(Protocol):
     def failed(self, index: int, error: Exception) -> None:
         """A candidate raised an error and is out."""
 
-    def committed(self, samples: Sequence[tuple[int, float]]) -> None:
-        """A block of samples (candidate, seconds per call) passed the control."""
+    def committed(self, block: Sequence[Sample], control_drift: float) -> None:
+        """A block of samples counts; how far the control has drifted so far."""
 
 
 class Sampler:
-    """Samples all candidates until each has stopped or the deadline comes.
+    """Samples all candidates until each is done or the deadline comes.
 
     The first round goes through them in the order given; every later one in random order, so that slow drift hits
-    all alike. Long samples average over more of the noise themselves, so they take part in fewer rounds. A block of samples counts only if the control, timed before and after, stayed within 3 %; otherwise it is
-    repeated, a bounded number of times.
+    all alike. Long samples average over more of the noise themselves, so they take part in fewer rounds. One
+    candidate, the control, is timed again between blocks of samples. If it moved by more than 3 % meanwhile, the
+    block is repeated, as long as all repeats together keep to a tenth of the time.
 
     Args:
         candidates: What to time.
-        control: A product timed again and again as a yardstick.
+        control: Index of the candidate that serves as the control; it must be known to run.
         deadline: On ``clock``'s scale; nothing starts that isn't expected to end before it.
         observer: Told about progress.
         clock: Seconds, monotonic.
@@ -84,7 +103,7 @@ class Sampler:
     def __init__(
         self,
         candidates: Sequence[Candidate],
-        control: Callable[[], object],
+        control: int,
         deadline: float,
         observer: Observer,
         *,
@@ -97,140 +116,149 @@ class Sampler:
         self._observer = observer
         self._clock = clock
         self._random = random.Random(seed)  # noqa: S311 (an order of sampling, not a secret)
-        self._control_s: list[float] = []
-        self._repeats_left = _MAX_REPEATED_BLOCKS
-        self.control_drift = 0.0
+        self._readings_s: list[float] = []
+        self._spare_s = _REPEAT_SHARE * (deadline - clock())
 
     def run(self) -> None:
         """Sample until done."""
-        self._control()
-        self._time_control()
-        order = list(range(len(self._candidates)))
-        while True:
-            for block in self._blocks(order):
-                self._close(block)
-            left = [index for index, candidate in enumerate(self._candidates) if candidate.stop is None]
-            if not any(self._fits(self._candidates[index]) for index in left):
-                break
-            order = [index for index in left if self._takes_part(self._candidates[index])]
-            self._random.shuffle(order)
-        for candidate in self._candidates:
-            candidate.stop = candidate.stop or "budget"
+        self._read_control()
+        # Where an earlier worker had begun, those that it didn't come to go first.
+        order = sorted(self._open(), key=lambda index: bool(self._candidates[index].samples_s))
+        while order:
+            self._round(order)
+            order = self._draw()
 
-    def _takes_part(self, candidate: Candidate) -> bool:
+    def _open(self) -> list[int]:
+        """Candidates that aren't done and have time for another sample."""
+        return [
+            index
+            for index, candidate in enumerate(self._candidates)
+            if not candidate.done and self._fits(self._expected(candidate))
+        ]
+
+    def _draw(self) -> list[int]:
+        """Who is in the next round, in random order; nobody if nothing is left to do."""
+        drawn: list[int] = []
+        left = self._open()
+        while left and not drawn:
+            drawn = [index for index in left if self._takes_part(index)]
+        self._random.shuffle(drawn)
+        return drawn
+
+    def _takes_part(self, index: int) -> bool:
         """Whether a candidate is sampled in this round: always, if its samples are short; else by lot."""
-        expected = self._expected(candidate)
+        expected = self._expected(self._candidates[index])
         return expected is None or self._random.random() * expected < _LONG_SAMPLE_S
 
-    def _blocks(self, order: Sequence[int]) -> Iterator[list[tuple[int, float]]]:
-        """One round, cut into blocks of samples between two looks at the control."""
-        block: list[tuple[int, float]] = []
+    def _round(self, order: Sequence[int]) -> None:
+        """Sample each candidate once, in blocks between two looks at the control."""
+        block: list[Sample] = []
         started = self._clock()
         for index in order:
-            candidate = self._candidates[index]
-            if not self._fits(candidate):
+            if not self._fits(self._expected(self._candidates[index])):
                 continue
-            self._observer.started(index, self._expected(candidate))
-            try:
-                block.append((index, self._sample(candidate)))
-            except Exception as error:
-                # Whatever a kernel raises, the other candidates can still be timed.
-                candidate.stop = "budget"
-                self._observer.failed(index, error)
-                continue
-            if self._clock() - started >= _BLOCK_S:
-                yield block
+            sample = self._take(index)
+            if sample:
+                block.append(sample)
+            if block and self._clock() - started >= _BLOCK_S:
+                self._close(block)
                 block, started = [], self._clock()
         if block:
-            yield block
+            self._close(block)
 
-    def _close(self, block: list[tuple[int, float]]) -> None:
+    def _close(self, block: list[Sample]) -> None:
         """Commit a block if the control held still, else repeat it."""
-        while True:
-            drift = self._time_control()
-            if drift <= MAX_DRIFT or not self._repeats_left or not self._all_fit(block):
+        while self._read_control() > MAX_DRIFT and block:
+            cost = sum(sample.time_s * sample.calls for sample in block)
+            if cost + self._control_cost_s() > self._spare_s or not self._fits(cost):
                 break
-            self._repeats_left -= 1
-            for index, _ in block:
-                self._candidates[index].disturbed += 1
-            block = [(index, self._again(index)) for index, _ in block]
-        self.control_drift = max(self.control_drift, drift)
-        for index, sample in block:
-            candidate = self._candidates[index]
-            candidate.samples_s.append(sample)
-            candidate.stop = stopping(candidate.samples_s)
-        self._observer.committed(block)
+            self._spare_s -= cost + self._control_cost_s()
+            repeated = ((sample, self._take(sample.index)) for sample in block)
+            block = [replace(new, discarded=new.discarded + old.discarded + 1) for old, new in repeated if new]
+        for sample in block:
+            candidate = self._candidates[sample.index]
+            candidate.samples_s.append(sample.time_s)
+            candidate.done = stopping(candidate.samples_s) is not None
+        usual = median(self._readings_s)
+        self._observer.committed(block, max(abs(reading / usual - 1) for reading in self._readings_s))
 
-    def _again(self, index: int) -> float:
+    def _take(self, index: int) -> Sample | None:
+        """One sample; None if the candidate raised an error, which puts it out."""
         self._observer.started(index, self._expected(self._candidates[index]))
-        return self._sample(self._candidates[index])
+        try:
+            return self._sample(index)
+        except Exception as error:
+            # Whatever a kernel raises, the other candidates can still be timed.
+            self._candidates[index].done = True
+            self._observer.failed(index, error)
+            return None
 
-    def _time_control(self) -> float:
-        """Time the control; how far it now lies from its median so far, relative."""
-        readings = []
-        for _ in range(_CONTROL_CALLS):
-            start = self._clock()
-            self._control()
-            readings.append(self._clock() - start)
-        self._control_s.append(median(readings))
-        return abs(self._control_s[-1] / median(self._control_s) - 1)
+    def _read_control(self) -> float:
+        """Time the control; how far it moved since it was last timed, relative."""
+        self._observer.started(self._control, self._control_cost_s())
+        reading = median([self._sample(self._control).time_s for _ in range(_CONTROL_SAMPLES)])
+        self._readings_s.append(reading)
+        return abs(reading / self._readings_s[-2] - 1) if len(self._readings_s) > 1 else 0.0
 
-    def _sample(self, candidate: Candidate) -> float:
-        """One sample; taken again, at most twice, when it was slow and the process had been interrupted."""
+    def _sample(self, index: int) -> Sample:
+        """One sample; taken again, a few times at most, when it was slow and the process had been interrupted."""
+        candidate = self._candidates[index]
         if not candidate.calls:
-            start = self._clock()
-            candidate.call()
-            # The warm-up itself is a first, too high estimate: caches, page faults and branch predictors were cold.
-            candidate.calls = max(1, math.ceil(MIN_SAMPLE_S / max(self._clock() - start, 1e-7)))
-        usual = median(candidate.samples_s) if len(candidate.samples_s) >= MIN_SAMPLES else None
-        for attempt in range(3):
-            before = disturbance.preemptions()
+            candidate.call()  # caches, page tables and branch predictors are still cold
+            candidate.calls = 1
+        usual = median(candidate.samples_s) if len(candidate.samples_s) >= MIN_SAMPLES else math.inf
+        discarded = 0
+        while True:
+            preemptions = disturbance.preemptions()
             start = self._clock()
             for _ in range(candidate.calls):
                 candidate.call()
             elapsed = self._clock() - start
-            sample = elapsed / candidate.calls
-            interrupted = disturbance.preemptions() > before
-            if usual is None or not interrupted or sample <= _DISTURBED_IF_SLOWER * usual or attempt == 2:
-                break
-            candidate.disturbed += 1
-        if elapsed < MIN_SAMPLE_S:
-            candidate.calls = math.ceil(candidate.calls * MIN_SAMPLE_S / max(elapsed, 1e-7))
-        return sample
+            if elapsed < MIN_SAMPLE_S:
+                longer = 1.2 * MIN_SAMPLE_S / max(elapsed, _CLOCK_RESOLUTION_S)
+                candidate.calls = math.ceil(candidate.calls * longer)
+                continue
+            candidate.call_s = elapsed / candidate.calls
+            slow = candidate.call_s > _DISTURBED_IF_SLOWER * usual
+            if not slow or discarded == _MAX_RETAKES or disturbance.preemptions() == preemptions:
+                return Sample(index, candidate.call_s, candidate.calls, discarded)
+            discarded += 1
 
-    def _fits(self, candidate: Candidate) -> bool:
-        """Whether another sample is expected to end before the deadline."""
-        expected = self._expected(candidate) or 0.0
-        return self._clock() + expected < self._deadline
+    def _fits(self, expected_s: float | None) -> bool:
+        """Whether that much more, and the control after it, is expected to end before the deadline."""
+        return self._clock() + (expected_s or 0.0) + self._control_cost_s() < self._deadline
 
-    def _all_fit(self, block: Sequence[tuple[int, float]]) -> bool:
-        total = sum(sample * self._candidates[index].calls for index, sample in block)
-        return self._clock() + total < self._deadline
+    def _control_cost_s(self) -> float:
+        return _CONTROL_SAMPLES * (self._expected(self._candidates[self._control]) or MIN_SAMPLE_S)
 
     def _expected(self, candidate: Candidate) -> float | None:
-        """Seconds the next sample will take: its own last one, or what less work of its kind took, scaled up.
+        """Seconds the next sample will take: as its last one, or scaled up from less work of its kind; None: unknown.
 
         A first sample is preceded by a warm-up call, so it takes twice as long.
         """
-        if candidate.samples_s:
-            return candidate.samples_s[-1] * candidate.calls
-        known = [other for other in self._candidates if other.kind == candidate.kind and other.samples_s]
-        if not known:
-            return None
-        nearest = min(known, key=lambda other: abs(math.log(other.work / candidate.work)))
-        return 2 * max(MIN_SAMPLE_S, nearest.samples_s[-1] * max(1.0, candidate.work / nearest.work))
+        call_s = candidate.call_s
+        if call_s is not None and candidate.calls:
+            return call_s * candidate.calls
+        if call_s is None:
+            timed = [(other.work, other.call_s) for other in self._candidates if other.kind == candidate.kind]
+            known = [(abs(math.log(work / candidate.work)), work, time_s) for work, time_s in timed if time_s]
+            if not known:
+                return None
+            _, work, time_s = min(known)
+            call_s = time_s * max(1.0, candidate.work / work)
+        return 2 * max(MIN_SAMPLE_S, call_s)
 
 
 def stopping(samples_s: Sequence[float]) -> Stop | None:
     """Whether a candidate has been sampled enough, and why; None: go on."""
-    if len(samples_s) < MIN_SAMPLES:
-        return None
     interval = relative_median_interval(list(samples_s))
-    if interval is not None and interval <= TARGET_INTERVAL:
+    if interval is None:
+        return None
+    if interval <= TARGET_INTERVAL:
         return "converged"
     if len(samples_s) >= _STABLE_AFTER:
         # The noise has a floor of its own: more samples no longer narrow the interval as 1 / sqrt(n) would.
         earlier = relative_median_interval(list(samples_s[:-_STABLE_WINDOW]))
-        if interval is not None and earlier is not None and interval > 0.95 * earlier:
+        if earlier is not None and interval > 0.95 * earlier:
             return "stable"
     return None

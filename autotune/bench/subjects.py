@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autotune.bench.plan import Task
 from autotune.records import Model
-from ternary_kernels import oracle
 from ternary_kernels.activations import Quantized, quantize
-from ternary_kernels.formats import get_format
 from ternary_kernels.layer_ops import Attention, SmallOps
 from ternary_kernels.matmul import get_kernel
 from ternary_kernels.team import Team, share
@@ -26,30 +25,42 @@ _TILE_BYTES = 4 << 20
 class Arena:
     """Memory through which all weights rotate: each use takes the next window, so none is still in cache.
 
-    It is larger than the last-level cache (the campaign sees to that); a window comes round again only when all of
-    the arena was used in between. The bytes are valid in every format at once: pairs of bits are 0, 1 or 2, as I2_S
-    codes are, and read as F16 they are normal numbers of the size that weights have, so that no product runs into
-    subnormals or infinities.
+    It is larger than the last-level cache (the campaign sees to that); a window comes round again only after all of
+    the arena was used, except for less than a window at its end. The bytes are valid in every format at once: pairs
+    of bits are 0, 1 or 2, as I2_S codes are, and read as F16 they are normal numbers of the size that weights have,
+    so that no product runs into subnormals or infinities.
 
     Args:
         size_bytes: Size, at least that of the largest window.
+        least_bytes: What must be there before ``until`` counts.
+        until: When to make do with what is there, on the monotonic clock. Where a virtual machine's memory comes from
+            its host page by page, a gigabyte takes seconds.
+
+    Attributes:
+        size_bytes: Its size in the end.
     """
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, *, least_bytes: int = 0, until: float = math.inf) -> None:
         rng = np.random.default_rng(0)
         tile = np.zeros(_TILE_BYTES, np.uint8)
         for shift in (0, 2, 4, 6):
             tile |= rng.integers(0, 3, _TILE_BYTES, np.uint8) << np.uint8(shift)
         # The high byte of an F16: sign, then exponent bits 4..0 = 0 10xx, that is 2^-7 to 2^-5; no pair becomes 3.
         tile[1::2] = tile[1::2] & 0b1000_1111 | 0b0010_0000
-        self._bytes = np.empty(size_bytes, np.uint8)
+        memory = np.empty(size_bytes + _ALIGNMENT, np.uint8)
+        aligned = -memory.ctypes.data % _ALIGNMENT
+        self._bytes = memory[aligned : aligned + size_bytes]
+        self.size_bytes = size_bytes
         for start in range(0, size_bytes, _TILE_BYTES):
+            if start >= least_bytes and time.monotonic() > until:
+                self.size_bytes = start
+                break
             self._bytes[start : start + _TILE_BYTES] = tile[: size_bytes - start]
         self._next = 0
 
     def take(self, size_bytes: int) -> NDArray[np.uint8]:
-        """The next window of that size."""
-        if self._next + size_bytes > len(self._bytes):
+        """The next window of that size, aligned to a cache line."""
+        if self._next + size_bytes > self.size_bytes:
             self._next = 0
         start = self._next
         self._next = -(-(start + size_bytes) // _ALIGNMENT) * _ALIGNMENT
@@ -65,11 +76,12 @@ class Subjects:
         teams: A team per thread count.
     """
 
-    def __init__(self, model: Model | None, arena: Arena, teams: dict[int, Team]) -> None:
+    def __init__(self, model: Model | None, arena: Arena, teams: Mapping[int, Team]) -> None:
         self._model = model
         self._arena = arena
         self._teams = teams
-        self._inputs = np.random.default_rng(1).standard_normal(0, np.float32)
+        self._inputs = np.empty(0, np.float32)
+        self._quantized: dict[tuple[int, int], Quantized] = {}
         self._outputs = np.empty(0, np.float32)
 
     def build(self, task: Task) -> Call:
@@ -96,12 +108,12 @@ class Subjects:
         rows = task.rows or point.n_out
         team = self._teams[point.threads]
         product = get_kernel(point.kernel, point.format)(point.format, rows, point.k_in, point.m, team)
-        x = self._input(point.m, point.k_in)
-        activations: Any = quantize(x) if product.format.ternary else x
+        ternary = product.format.ternary
+        x = self._quantized_input(point.m, point.k_in) if ternary else self._input(point.m, point.k_in)
         shape = point.m, rows
 
         def call() -> None:
-            product(activations, self._arena.take(product.size_bytes), self._output(shape))
+            product(x, self._arena.take(product.size_bytes), self._output(shape))
 
         return call
 
@@ -167,38 +179,16 @@ class Subjects:
             self._inputs = np.random.default_rng(1).standard_normal(size, np.float32)
         return self._inputs[:size].reshape(rows, columns)
 
+    def _quantized_input(self, rows: int, columns: int) -> Quantized:
+        """The same, quantised; kept, because many products differ in nothing that it depends on."""
+        key = rows, columns
+        if key not in self._quantized:
+            self._quantized[key] = quantize(self._input(rows, columns))
+        return self._quantized[key]
+
     def _output(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Room for a result, out of one buffer that all subjects overwrite."""
         size = int(np.prod(shape))
         if size > self._outputs.size:
             self._outputs = np.empty(size, np.float32)
         return self._outputs[:size].reshape(shape)
-
-
-def disagreement(task: Task, team: Team) -> str | None:
-    """How a task's kernel disagrees with the oracle on a small matrix of its own row length; None if it doesn't.
-
-    Ternary kernels must equal the oracle to the last bit; floating-point ones may round.
-    """
-    point = task.point
-    rng = np.random.default_rng(2)
-    held = get_format(point.format)
-    rows, m = 3 * 8 + 5, min(point.m, 33)
-    product = get_kernel(point.kernel, point.format)(point.format, rows, point.k_in, m, team)
-    out = np.empty((m, rows), np.float32)
-    x = rng.standard_normal((m, point.k_in), np.float32)
-    if held.ternary:
-        weights = rng.integers(-1, 2, (rows, point.k_in), np.int8)
-        quantized: Quantized = quantize(x)
-        product(quantized, held.pack(weights, 0.5), out)
-        if np.array_equal(out, oracle.matmul(quantized, weights, 0.5)):
-            return None
-    else:
-        values = rng.standard_normal((rows, point.k_in), np.float32)
-        data = held.pack(values)
-        product(x, data, out)
-        exact = x.astype(np.float64) @ held.unpack(data, rows, point.k_in)[0].astype(np.float64).T
-        # Rounding errors of a sum of k products grow like the root of k; 16 is far beyond any order of addition.
-        if np.all(np.abs(out - exact) <= 16 * np.sqrt(point.k_in) * np.finfo(np.float32).eps * np.abs(exact).max()):
-            return None
-    return f"{point.kernel} {point.format} k_in={point.k_in} m={m}, {point.threads} threads: differs from the oracle"

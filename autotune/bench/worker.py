@@ -6,157 +6,170 @@ output, and exits at once when standard input closes, so that it never outlives 
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from typing import IO
 
 import psutil
+from msgspec.structs import replace
 
-from autotune.bench.messages import (
-    Block,
-    Event,
-    Failed,
-    Finished,
-    Job,
-    Ready,
-    Started,
-    TaskSummary,
-    encoder,
-    job_decoder,
-)
+from autotune.bench import numerics
+from autotune.bench.messages import Block, Event, Failed, Finished, Job, Prepared, Ready, Started, encoder, job_decoder
 from autotune.bench.plan import Task
-from autotune.bench.sampler import Candidate, Sampler, stopping
-from autotune.bench.subjects import Arena, Subjects, disagreement
+from autotune.bench.sampler import Candidate, Sample, Sampler, stopping
+from autotune.bench.subjects import Arena, Subjects
 from ternary_kernels.team import Team
 
+_OVERTIME_S = 1.0
+_PREPARATION_SHARE = 0.15
+"""Share of the time that may go into filling memory, if it must."""
 
-class _Reporter:
-    """Writes events; the sampler's observer."""
+Send = Callable[[Event], None]
 
-    def __init__(self, index_of: Sequence[int]) -> None:
-        self._index_of = index_of
+
+class Reporter:
+    """Turns what the sampler tells about candidates into events about tasks.
+
+    Args:
+        send: Takes the events.
+        tasks: Index of the task that each candidate stands for.
+    """
+
+    def __init__(self, send: Send, tasks: Sequence[int]) -> None:
+        self._send = send
+        self._tasks = tasks
 
     def started(self, index: int, expected_s: float | None) -> None:
-        _send(Started(self._index_of[index], expected_s))
+        """A candidate is about to be called."""
+        self._send(Started((self._tasks[index],), expected_s))
 
     def failed(self, index: int, error: Exception) -> None:
-        _send(_failed(self._index_of[index], error))
+        """A candidate raised an error."""
+        self._send(Failed(self._tasks[index], *numerics.failure_of(error)))
 
-    def committed(self, samples: Sequence[tuple[int, float]]) -> None:
-        _send(Block(tuple((self._index_of[index], sample) for index, sample in samples)))
+    def committed(self, block: Sequence[Sample], control_drift: float) -> None:
+        """Samples count."""
+        samples = tuple(replace(sample, index=self._tasks[sample.index]) for sample in block)
+        self._send(Block(samples, control_drift))
 
 
 def main() -> None:
-    """Run one job."""
+    """Run the job that standard input holds."""
+    send = _sender(_take_standard_output())
     job = job_decoder.decode(sys.stdin.buffer.readline())
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _end_with_parent(job.end)
     for module in job.kernel_modules:
         importlib.import_module(module)
-    _send(Ready(psutil.Process().memory_info().rss))
+    send(Ready(psutil.Process().memory_info().rss))
     with ExitStack() as stack:
         counts = sorted({task.point.threads for task in job.tasks})
         teams = {count: stack.enter_context(Team(count, job.cpus)) for count in counts}
-        wrong = _check_numerics(job, teams)
-        subjects = Subjects(job.model, Arena(job.cold_bytes), teams)
-        # Garbage collection would stop the threads in the middle of a sample.
-        gc.collect()
-        gc.disable()
-        _sample(job, subjects, wrong)
+        out = numerics.check(job.tasks, job.skip, teams, send) | set(job.skip)
+        _sample(job, teams, out, send)
+    send(Finished())
 
 
-def _sample(job: Job, subjects: Subjects, wrong: set[int]) -> None:
-    index_of: list[int] = []
+def _sample(job: Job, teams: Mapping[int, Team], out: Collection[int], send: Send) -> None:
+    """Build the calls of all tasks that aren't out, and sample them."""
+    send(Started((), None))
+    now = time.monotonic()
+    arena = Arena(
+        job.cold_bytes, least_bytes=job.least_cold_bytes, until=now + _PREPARATION_SHARE * (job.deadline - now)
+    )
+    send(Prepared(arena.size_bytes))
+    subjects = Subjects(job.model, arena, teams)
+    tasks: list[int] = []
     candidates: list[Candidate] = []
     for index, task in enumerate(job.tasks):
-        if index in job.skip or index in wrong:
+        if index in out:
             continue
+        send(Started((index,), None))
         try:
             call = subjects.build(task)
-        except (ValueError, MemoryError) as error:
-            _send(_failed(index, error))
+        except Exception as error:
+            send(Failed(index, *numerics.failure_of(error)))
             continue
-        candidate = Candidate(call, *_work(task), samples_s=list(job.samples_s[index]))
-        candidate.stop = stopping(candidate.samples_s)
-        index_of.append(index)
+        samples = list(job.samples_s[index])
+        candidate = Candidate(call, *_work(task), samples, samples[-1] if samples else None)
+        candidate.done = stopping(samples) is not None
+        tasks.append(index)
         candidates.append(candidate)
-    control = _control(job, index_of, candidates)
+    reporter = Reporter(send, tasks)
+    control = _choose_control([job.tasks[index] for index in tasks], candidates, reporter)
     if control is None:
-        _send(Finished((), 0.0))
         return
     # Both clocks are CLOCK_MONOTONIC on Linux; elsewhere they may differ by a constant.
     deadline = job.deadline - time.monotonic() + time.perf_counter()
-    sampler = Sampler(candidates, control, deadline, _Reporter(index_of), seed=job.seed)
-    sampler.run()
-    summaries = tuple(
-        TaskSummary(index, candidate.stop or "budget", candidate.calls, candidate.disturbed)
-        for index, candidate in zip(index_of, candidates, strict=True)
-    )
-    _send(Finished(summaries, sampler.control_drift))
+    # Garbage collection would stop the threads in the middle of a sample.
+    gc.collect()
+    gc.disable()
+    Sampler(candidates, control, deadline, reporter, seed=job.seed).run()
 
 
-def _control(job: Job, index_of: Sequence[int], candidates: Sequence[Candidate]) -> Callable[[], object] | None:
-    """The yardstick: the largest product at m = 1 on one thread, which jitters least; else whatever there is.
+def _choose_control(tasks: Sequence[Task], candidates: Sequence[Candidate], reporter: Reporter) -> int | None:
+    """The yardstick: the largest product at m = 1 on one thread, which jitters least; else whatever runs.
 
-    None if there is nothing to time.
+    None if nothing does.
     """
 
     def suits(index: int) -> tuple[bool, int]:
-        task = job.tasks[index_of[index]]
-        point = task.point
+        task, point = tasks[index], tasks[index].point
         single = point.op == "matmul" and point.m == 1 and point.threads == 1 and task.rows is None
         return single, point.n_out * point.k_in if single else 0
 
-    return candidates[max(range(len(candidates)), key=suits)].call if candidates else None
+    for index in sorted(range(len(candidates)), key=suits, reverse=True):
+        reporter.started(index, None)
+        try:
+            candidates[index].call()
+        except Exception as error:
+            candidates[index].done = True
+            reporter.failed(index, error)
+        else:
+            return index
+    return None
 
 
 def _work(task: Task) -> tuple[float, tuple[object, ...]]:
     """Amount of work of a task and what it shares with those that differ in nothing else."""
     point = task.point
-    kind = (point.op, point.format, point.n_out, point.k_in, point.threads)
-    return max(point.m, 1) * (1.0 + point.context), kind
+    tokens = max(point.m, 1)
+    kind = (point.op, point.kernel, point.format, point.n_out, point.k_in, point.threads)
+    return tokens * (point.context + tokens) if point.op == "attention" else tokens, kind
 
 
-def _check_numerics(job: Job, teams: dict[int, Team]) -> set[int]:
-    """Numerics first: report products whose kernel disagrees with the oracle, which are then not timed."""
-    verdicts: dict[tuple[object, ...], str | None] = {}
-    wrong = set()
-    for index, task in enumerate(job.tasks):
-        point = task.point
-        if point.op != "matmul" or index in job.skip:
-            continue
-        key = (point.kernel, point.format, point.k_in, min(point.m, 33), point.threads)
-        if key not in verdicts:
-            _send(Started(index, None))
-            try:
-                verdicts[key] = disagreement(task, teams[point.threads])
-            except ValueError as error:
-                verdicts[key] = str(error)
-        message = verdicts[key]
-        if message is not None:
-            wrong.add(index)
-            _send(Failed(index, "wrong_result", message))
-    return wrong
+def _take_standard_output() -> IO[bytes]:
+    """Standard output for events alone: what a kernel prints goes to standard error."""
+    events = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return events
 
 
-def _failed(index: int, error: Exception) -> Failed:
-    if isinstance(error, MemoryError):
-        return Failed(index, "out_of_memory", f"not enough memory: {error}")
-    return Failed(index, "unsupported" if isinstance(error, ValueError) else "crashed", f"{type(error).__name__}: {error}")
+def _sender(events: IO[bytes]) -> Send:
+    def send(event: Event) -> None:
+        events.write(encoder.encode(event) + b"\n")
+        events.flush()
+
+    return send
 
 
-def _send(event: Event) -> None:
-    sys.stdout.buffer.write(encoder.encode(event) + b"\n")
-    sys.stdout.buffer.flush()
+def _end_with_parent(end: float) -> None:
+    """Exit when standard input closes; and if a kernel never lets go of the interpreter, a little after the end."""
 
+    def wait() -> None:
+        # Not sys.stdin: a thread that waits in there makes the interpreter abort at its end.
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
 
-def _exit_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
+    faulthandler.dump_traceback_later(max(end - time.monotonic(), 0.0) + _OVERTIME_S, exit=True)
 
 
 if __name__ == "__main__":

@@ -301,7 +301,9 @@ def _read(path: str) -> tuple[Keys, list[_Tensor]]:
         reader = _HeaderReader(path)
         values = {name: field.contents() for name, field in reader.fields.items()}
     except _UNREADABLE as error:
-        reason = str(error) if isinstance(error, ValueError) else "its header is damaged or cut off"
+        # A ValueError says what is wrong with the file, unless it is numpy's about an array that ended too early.
+        told = isinstance(error, ValueError) and "dtype" not in str(error)
+        reason = str(error) if told else "its header is damaged or cut off"
         raise ModelError(
             f"{path}: expected a GGUF file of version 2 or 3, got one that can't be read: {reason}"
         ) from None

@@ -77,7 +77,8 @@ def resolve(spec: str | os.PathLike[str]) -> Source:
     elif text == "" or ("\0" not in text and not os.path.lexists(path)):
         raise ModelError(_unknown(text))
     magic = _read(path, len(GGUF_MAGIC))
-    stem, suffix = os.path.splitext(os.path.basename(path))
+    # A file's name need not be UTF-8; the model's, which is printed and saved, is.
+    stem, suffix = os.path.splitext(os.fsencode(os.path.basename(path)).decode(errors="replace"))
     if magic == GGUF_MAGIC or suffix.lower() == ".gguf":
         return Source("gguf", path, stem[: -len(_SPLIT_SUFFIX)] if _split_numbers(stem) else stem)
     if stem == "config":

@@ -94,7 +94,7 @@ class Noise(Record, frozen=True):
     points: int
     disturbed_samples: int
     control_drift: float
-    """Largest relative drift of the control product between the start and any later check."""
+    """Largest distance of the control product's time from its median over the run, relative."""
     steal_fraction: float | None
     """Share of CPU time taken by the hypervisor while measuring; None where the system doesn't say."""
     throttled_s: float | None

@@ -1,0 +1,90 @@
+"""What is known of every task so far, across the workers that a campaign may need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from autotune.bench.messages import Block, Event, Failed, Finished, Prepared, Ready
+from autotune.bench.plan import Task
+from autotune.bench.sampler import Sample, stopping
+from autotune.records import Failure, Measurement, Outcome
+from autotune.records.measurement import FailureKind
+
+
+class Ledger:
+    """Books what workers report.
+
+    Args:
+        tasks: What is to be timed.
+
+    Attributes:
+        failures: By the index of the task.
+        control_drift: Largest that a worker reported.
+        overhead_bytes: What the first worker took before it allocated anything; 0 before one was ready.
+        cold_bytes: Least memory through which a worker's weights rotated; 0 before one had it.
+        finished: Whether a worker came to its end.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = tasks
+        self._samples: list[list[Sample]] = [[] for _ in tasks]
+        self.failures: dict[int, Failure] = {}
+        self.control_drift = 0.0
+        self.overhead_bytes = 0
+        self.cold_bytes = 0
+        self.finished = False
+
+    def take(self, event: Event) -> None:
+        """Book an event."""
+        match event:
+            case Ready():
+                self.overhead_bytes = self.overhead_bytes or event.overhead_bytes
+            case Prepared():
+                self.cold_bytes = min(self.cold_bytes or event.cold_bytes, event.cold_bytes)
+            case Block():
+                self.control_drift = max(self.control_drift, event.control_drift)
+                for sample in event.samples:
+                    self._samples[sample.index].append(sample)
+            case Failed():
+                self.fail([event.index], event.kind, event.message)
+            case Finished():
+                self.finished = True
+
+    def fail(self, indices: Iterable[int], kind: FailureKind, message: str) -> None:
+        """Put tasks out. What failed before keeps its reason."""
+        for index in indices:
+            self.failures.setdefault(index, Failure(self._tasks[index].point, kind, message))
+
+    @property
+    def open(self) -> bool:
+        """Whether there is something left to time."""
+        return not self.finished and len(self.failures) < len(self._tasks)
+
+    @property
+    def timed(self) -> int:
+        """Tasks with at least one sample."""
+        return sum(1 for samples in self._samples if samples)
+
+    def samples_s(self) -> tuple[tuple[float, ...], ...]:
+        """Per task, seconds per call as they were taken."""
+        return tuple(tuple(sample.time_s for sample in samples) for samples in self._samples)
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Per task, what came of it."""
+        return tuple(self._outcome(index, task) for index, task in enumerate(self._tasks))
+
+    def _outcome(self, index: int, task: Task) -> Outcome:
+        if index in self.failures:
+            return self.failures[index]
+        samples = self._samples[index]
+        if not samples:
+            return Failure(task.point, "budget", "the time budget ended before it was timed")
+        scale = task.point.n_out / task.rows if task.rows else 1.0
+        return Measurement(
+            point=task.point,
+            samples_s=tuple(sample.time_s * scale for sample in samples),
+            calls_per_sample=samples[-1].calls,
+            stopped=stopping([sample.time_s for sample in samples]) or "budget",
+            rows_timed=task.rows,
+            disturbed=sum(sample.discarded for sample in samples),
+        )

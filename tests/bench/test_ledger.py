@@ -1,0 +1,85 @@
+"""What becomes of reported samples and failures, on synthetic events."""
+
+from __future__ import annotations
+
+import pytest
+
+from autotune.bench.ledger import Ledger
+from autotune.bench.messages import Block, Failed, Finished, Prepared, Ready
+from autotune.bench.sampler import Sample
+from autotune.records import Failure, Measurement
+
+
+def block(*samples, drift=0.0):
+    return Block(tuple(Sample(index, time_s, 4, discarded) for index, time_s, discarded in samples), drift)
+
+
+@pytest.fixture
+def tasks(product):
+    return [product(m=1), product(m=2), product(n_out=1000, rows=250)]
+
+
+def test_samples_become_measurements_in_the_order_of_the_tasks(tasks):
+    ledger = Ledger(tasks)
+    ledger.take(block((1, 2.0, 1), (0, 1.0, 0)))
+    ledger.take(block((1, 2.1, 2), (2, 0.1, 0)))
+    first, second, _ = ledger.outcomes()
+    assert first == Measurement(tasks[0].point, (1.0,), 4, "budget")
+    assert second == Measurement(tasks[1].point, (2.0, 2.1), 4, "budget", disturbed=3)
+    assert ledger.timed == 3
+
+
+def test_the_time_of_a_slice_is_scaled_to_the_whole_site(tasks):
+    ledger = Ledger(tasks)
+    ledger.take(block((2, 0.1, 0), (2, 0.2, 0)))
+    outcome = ledger.outcomes()[2]
+    assert outcome.samples_s == pytest.approx((0.4, 0.8))
+    assert outcome.rows_timed == 250
+    assert ledger.samples_s()[2] == (0.1, 0.2), "the worker goes on with what it measured itself"
+
+
+@pytest.mark.parametrize(
+    ("samples_s", "stopped"),
+    [([1.0] * 6, "converged"), ([1.0, 1.2] * 12, "stable"), ([1.0, 1.2] * 3, "budget")],
+)
+def test_a_measurement_says_why_its_sampling_stopped(tasks, samples_s, stopped):
+    ledger = Ledger(tasks)
+    ledger.take(block(*((0, time_s, 0) for time_s in samples_s)))
+    assert ledger.outcomes()[0].stopped == stopped
+
+
+def test_what_was_never_sampled_is_a_failure_for_want_of_time(tasks):
+    outcomes = Ledger(tasks).outcomes()
+    assert [(outcome.kind, outcome.point) for outcome in outcomes] == [("budget", task.point) for task in tasks]
+
+
+def test_a_failure_outweighs_samples_and_keeps_its_first_reason(tasks):
+    ledger = Ledger(tasks)
+    ledger.take(block((0, 1.0, 0)))
+    ledger.take(Failed(0, "crashed", "RuntimeError: first"))
+    ledger.fail([0, 1], "hung", "second")
+    assert ledger.outcomes()[:2] == (
+        Failure(tasks[0].point, "crashed", "RuntimeError: first"),
+        Failure(tasks[1].point, "hung", "second"),
+    )
+
+
+def test_it_is_open_until_a_worker_finishes_or_all_have_failed(tasks):
+    finished, failed = Ledger(tasks), Ledger(tasks)
+    assert finished.open
+    finished.take(Finished())
+    assert not finished.open
+    failed.fail([0, 1], "hung", "")
+    assert failed.open
+    failed.fail([2], "hung", "")
+    assert not failed.open
+    assert not Ledger([]).open
+
+
+def test_of_several_workers_the_first_overhead_the_worst_drift_and_the_least_cold_memory_count(tasks):
+    ledger = Ledger(tasks)
+    first = (Ready(40), Prepared(700), block(drift=0.02), block(drift=0.07))
+    second = (Ready(50), Prepared(600), block(drift=0.01))
+    for event in (*first, *second, Ready(60), Prepared(800)):
+        ledger.take(event)
+    assert (ledger.overhead_bytes, ledger.control_drift, ledger.cold_bytes) == (40, 0.07, 600)

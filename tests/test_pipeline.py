@@ -1,0 +1,487 @@
+"""The whole way, in this process: one small model is really measured once, and the rest follows from that."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+from msgspec.structs import replace
+
+from autotune import loader, options, pipeline
+from autotune.bench.plan import plan
+from autotune.errors import (
+    BenchmarkError,
+    BudgetError,
+    ConstraintError,
+    MemoryLimitError,
+    ModelError,
+    ResultNotFoundError,
+    UsageError,
+)
+from autotune.host import detect
+from autotune.options import Options
+from autotune.records import Campaign, Decision, Failure, Gpu, Gpus, Host, Result
+from autotune.store import cache, paths
+from autotune.store.entry import encode, parse
+from autotune.store.schema import decode_result
+from tests.builders import build_model
+
+ROOT = Path(__file__).parents[1]
+BUDGET_S = 2.0
+SMALL = {
+    "architectures": ["BitNetForCausalLM"],
+    "model_type": "bitnet",
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 1024,
+    "hidden_act": "relu2",
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The small model for a server, really measured on this host."""
+    path = tmp_path_factory.mktemp("measured") / "small.json"
+    path.write_text(json.dumps(SMALL))
+    return pipeline.measure(path, Options(), budget_s=BUDGET_S)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small model's file, and an empty cache."""
+    monkeypatch.setenv("AUTOTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(paths, "SYSTEM_LAYER", str(tmp_path / "system"))
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(SMALL))
+    return path
+
+
+@pytest.fixture
+def no_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts a benchmark fails."""
+
+    def refuse(*_: object, **__: object) -> Campaign:
+        raise AssertionError("expected no benchmark")
+
+    monkeypatch.setattr(pipeline.bench, "run", refuse)
+
+
+def save(result: Result, wish: Options | None = None) -> None:
+    cache.write(result, pipeline.request(wish or Options(), result))
+
+
+def benchmark_gives(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Replaces the benchmark by one that was run before; returns a list that grows with every use."""
+    used: list[object] = []
+
+    def run(*_: object, **__: object) -> Campaign:
+        used.append(campaign)
+        return campaign
+
+    monkeypatch.setattr(pipeline.bench, "run", run)
+    return used
+
+
+def without_times(decision: Decision) -> Decision:
+    """A decision but for how long it took, and for the study that retuning leaves out."""
+    return replace(decision, search=replace(decision.search, ranking_time_s=0.0, study=None))
+
+
+def only(campaign: Campaign, kept: Callable[[Any], bool]) -> Campaign:
+    """A campaign that has tried fewer points."""
+    return replace(campaign, outcomes=tuple(outcome for outcome in campaign.outcomes if kept(outcome.point)))
+
+
+def failed(campaign: Campaign, kind: Any, message: str) -> Campaign:
+    """A campaign that has timed nothing."""
+    return replace(campaign, outcomes=tuple(Failure(outcome.point, kind, message) for outcome in campaign.outcomes))
+
+
+# Measuring
+
+
+def test_a_measured_result_holds_its_evidence(measured: Result) -> None:
+    """Host, model and workload, all that was timed, the choice and what a loader needs of it."""
+    assert measured.provenance == "measured"
+    assert measured.host.fingerprint == detect.detect().fingerprint
+    assert measured.model.name == "small"
+    assert measured.campaign.budget_s == BUDGET_S
+    wanted = plan(measured.model, measured.host, measured.workload, pipeline.KERNEL, quick=False)
+    assert [outcome.point for outcome in measured.campaign.outcomes] == [task.point for task in wanted]
+    chosen = measured.decision.chosen.configuration
+    assert measured.device_config.cpu_threads == chosen.decode_threads
+    assert measured.device_config.recommended_batch_size == chosen.batch_size
+    assert measured.device_config.strategy == "CpuOnly"
+
+
+def test_a_tenth_of_the_memory_is_left_alone(measured: Result) -> None:
+    """For what else runs and grows; and the worker's own memory counts as the runtime's."""
+    (use,) = measured.decision.chosen.predicted.memory
+    assert use.available_bytes == int(measured.host.memory.usable_bytes * 0.9)
+    assert use.overhead_bytes == measured.campaign.runtime_overhead_bytes > 10e6
+
+
+def test_the_default_is_what_would_run_without_tuning(measured: Result) -> None:
+    """The loader's fallback, so the comparison is with what a user has now."""
+    fallback = loader.get_fallback_config()
+    assert measured.decision.default is not None
+    default = measured.decision.default.configuration
+    assert (default.decode_threads, default.batch_size) == (fallback.cpu_threads, fallback.recommended_batch_size)
+
+
+def test_nothing_is_saved_by_measuring_alone(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is the caller's decision."""
+    benchmark_gives(measured.campaign, monkeypatch)
+    pipeline.measure(model, Options(), budget_s=1.0)
+    assert not (model.parent / "cache").exists()
+
+
+def test_the_same_measurements_give_the_same_result(
+    model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study included, for its seed is fixed; another seed is another study, and no other choice."""
+    benchmark_gives(measured.campaign, monkeypatch)
+    monkeypatch.setattr(pipeline, "detect", lambda: measured.host)
+    again, other = (pipeline.measure(model, Options(), budget_s=BUDGET_S, seed=seed) for seed in (0, 1))
+    assert again.decision.search.study == measured.decision.search.study
+    assert without_times(again.decision) == without_times(other.decision) == without_times(measured.decision)
+    assert other.decision.search.study is not None
+    assert other.decision.search.study.seed == 1
+
+
+def test_progress_is_told_and_a_killed_worker_is_survived(model: Path) -> None:
+    """As when the kernel ends it for lack of memory: another worker goes on with the rest.
+
+    Unless it was at something that no decision can do without, which is then told.
+    """
+    seen: list[tuple[float, int, int]] = []
+    killed: list[int] = []
+
+    def progress(share: float, timed: int, points: int) -> None:
+        seen.append((share, timed, points))
+        if timed and not killed:
+            (worker,) = (child for child in psutil.Process().children() if "autotune.bench.worker" in child.cmdline())
+            worker.kill()
+            killed.append(worker.pid)
+
+    try:
+        result = pipeline.measure(model, Options(), budget_s=3.0, progress=progress)
+    except BenchmarkError as error:
+        assert "SIGKILL" in str(error)  # noqa: PT017 (one of two right outcomes)
+    else:
+        assert {failure.kind for failure in result.campaign.failures()} <= {"out_of_memory", "budget"}
+        assert result.campaign.measurements()
+    assert killed
+    assert not any("autotune.bench.worker" in child.cmdline() for child in psutil.Process().children())
+    shares = [share for share, _, _ in seen]
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] <= shares[-1] <= 1
+    assert len({points for _, _, points in seen}) == 1
+
+
+# What a result rests on
+
+
+@pytest.mark.usefixtures("no_benchmark")
+def test_what_does_not_fit_is_told_before_the_benchmark(
+    model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it needs and what would fit."""
+    memory = replace(measured.host.memory, usable_bytes=2_000_000)
+    monkeypatch.setattr(pipeline, "detect", lambda: replace(measured.host, memory=memory))
+    with pytest.raises(MemoryLimitError, match=r"small needs .* would fit"):
+        pipeline.measure(model, Options(), budget_s=1.0)
+
+
+@pytest.mark.usefixtures("no_benchmark")
+@pytest.mark.parametrize(
+    ("wish", "error"),
+    [
+        (Options(workload="bogus"), UsageError),
+        (Options(prompt=0), UsageError),
+        (Options(max_tpot_ms=float("nan")), UsageError),
+        (Options(format="bogus"), UsageError),
+    ],
+    ids=str,
+)
+def test_bad_options_are_told_before_the_benchmark(model: Path, wish: Options, error: type[Exception]) -> None:
+    """By all ways to a result."""
+    with pytest.raises(error):
+        pipeline.measure(model, wish, budget_s=1.0)
+    for force in (False, True):
+        with pytest.raises(error):
+            pipeline.tune(model, wish, force=force)
+
+
+@pytest.mark.usefixtures("no_benchmark")
+def test_a_missing_model_is_told_before_the_benchmark(model: Path) -> None:
+    """Also where a result is only looked up."""
+    missing = model.with_name("missing.json")
+    with pytest.raises(ModelError, match=r"missing\.json"):
+        pipeline.tune(missing)
+    with pytest.raises(ModelError, match=r"missing\.json"):
+        pipeline.retune(missing)
+
+
+def test_a_budget_that_ended_too_early_is_told(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is missing, and a longer budget than the one that was too short, however long that was."""
+    late = failed(measured.campaign, "budget", "the time budget ended before it was timed")
+    for budget_s, advice in ((2.0, options.DEFAULT_BUDGET_S), (200.0, 400.0)):
+        benchmark_gives(replace(late, budget_s=budget_s), monkeypatch)
+        with pytest.raises(BudgetError, match=f"a budget of {budget_s:g} s is too small.*try --budget {advice:g}$"):
+            pipeline.measure(model, Options(), budget_s=budget_s)
+
+
+def test_a_benchmark_that_failed_is_told(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first failure's words: a longer budget wouldn't help."""
+    benchmark_gives(failed(measured.campaign, "wrong_result", "the kernel disagrees with the oracle"), monkeypatch)
+    with pytest.raises(BenchmarkError, match=r"could not be timed.*the kernel disagrees with the oracle"):
+        pipeline.measure(model, Options(), budget_s=1.0)
+
+
+def test_points_that_were_not_timed_are_noted(measured: Result) -> None:
+    """One line for each kind of failure."""
+    first, second, *rest = measured.campaign.measurements()[::-1]
+    outcomes = (*rest, Failure(first.point, "hung", "no sample came"), Failure(second.point, "budget", "time was up"))
+    saved = replace(measured, campaign=replace(measured.campaign, outcomes=outcomes))
+    result = pipeline.conclude_again(saved, saved.workload, saved.host)
+    total = len(outcomes)
+    assert f"1 of {total} points were not timed (hung): no sample came" in result.warnings
+    assert f"1 of {total} points were not timed (budget): time was up" in result.warnings
+
+
+def test_gpus_that_were_not_timed_are_noted(measured: Result) -> None:
+    """Those that can be used: the others give their reason elsewhere."""
+    usable = Gpu(0, "Synthetic GPU", None, None, None, None, mig=False, unusable_reason=None)
+    broken = replace(usable, name="Broken GPU", unusable_reason="fell off the bus")
+    host: Host = replace(measured.host, gpus=Gpus((usable, broken), driver_version="580", absent_reason=None))
+    warnings = pipeline.conclude_again(measured, measured.workload, host).warnings
+    assert [line for line in warnings if "GPU" in line] == ["GPUs are listed but not timed yet: Synthetic GPU"]
+
+
+def test_unknown_noise_counts_as_five_percent(measured: Result) -> None:
+    """Where no point has enough samples to tell."""
+    noise = replace(measured.campaign.noise, median_relative_interval=None)
+    saved = replace(measured, campaign=replace(measured.campaign, noise=noise))
+    reasons = pipeline.conclude_again(saved, saved.workload, saved.host).decision.reasons
+    assert "the noise of 5.0 %" in reasons[0] or "best configuration of all" in reasons[0]
+
+
+# The cache
+
+
+@pytest.mark.usefixtures("no_benchmark")
+def test_a_saved_result_is_the_answer(model: Path, measured: Result) -> None:
+    """As it was saved, for the same wish and any shorter budget."""
+    save(measured)
+    assert pipeline.tune(model, budget_s=BUDGET_S) == measured
+    assert pipeline.tune(str(model), Options(), budget_s=1.0, quick=True) == measured
+
+
+def test_tuning_saves_what_it_found(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the next one who asks, in the cache's first folder."""
+    used = benchmark_gives(measured.campaign, monkeypatch)
+    result = pipeline.tune(model, budget_s=BUDGET_S)
+    assert len(used) == 1
+    assert loader.load_result(model) == result
+    assert pipeline.tune(model, budget_s=BUDGET_S) == result
+    assert len(used) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"force": True}, {"budget_s": BUDGET_S + 1}, {"wish": Options(max_batch=600)}, {"wish": Options(format="F16")}],
+    ids=str,
+)
+def test_what_the_saved_measurements_cannot_answer_is_measured(
+    arguments: dict[str, Any], model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By force, with more time, for a larger batch, in another format."""
+    save(measured)
+    arguments = {"budget_s": BUDGET_S, **arguments}
+    campaigns: list[float] = []
+
+    def run(*_: object, budget_s: float, **__: object) -> Campaign:
+        campaigns.append(budget_s)
+        raise BenchmarkError("far enough")
+
+    monkeypatch.setattr(pipeline.bench, "run", run)
+    with pytest.raises(BenchmarkError, match="far enough"):
+        pipeline.tune(model, arguments.pop("wish", None), **arguments)
+    assert campaigns == [arguments["budget_s"]]
+
+
+@pytest.mark.usefixtures("no_benchmark")
+@pytest.mark.parametrize(
+    "wish", [Options(workload="chat"), Options(workload="offline", max_batch=8), Options(context=800)], ids=str
+)
+def test_saved_measurements_answer_other_wishes(wish: Options, model: Path, measured: Result) -> None:
+    """Of other workloads as well; the answer is saved under its own."""
+    save(measured)
+    result = pipeline.tune(model, wish, budget_s=BUDGET_S)
+    assert result.campaign == measured.campaign
+    assert result.workload.name == wish.workload
+    assert loader.load_result(model, wish.workload) == result
+
+
+@pytest.mark.usefixtures("no_benchmark")
+def test_measurements_of_another_workload_are_used_where_its_own_do_not_suffice(model: Path, measured: Result) -> None:
+    """A short run for chat doesn't stand in the way of a long one for a server."""
+    chat = pipeline.conclude_again(measured, replace(measured.workload, name="chat", max_batch=1), measured.host)
+    save(replace(chat, campaign=only(chat.campaign, lambda point: point.m <= 16)), Options(workload="chat"))
+    save(measured)
+    result = pipeline.tune(model, Options(workload="chat", context=800), budget_s=BUDGET_S)
+    assert result.campaign == measured.campaign
+
+
+def test_a_quick_result_answers_no_full_wish(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long its budget was, it has fewer points; but the next quick wish is answered."""
+    monkeypatch.setattr(options, "QUICK_BUDGET_S", BUDGET_S / 2)
+    quick = {task.point for task in plan(measured.model, measured.host, measured.workload, pipeline.KERNEL, quick=True)}
+    used = benchmark_gives(only(measured.campaign, lambda point: point in quick), monkeypatch)
+    result = pipeline.tune(model, budget_s=BUDGET_S, quick=True)
+    assert pipeline.tune(model, budget_s=BUDGET_S, quick=True) == result
+    assert len(used) == 1
+    used_in_full = benchmark_gives(measured.campaign, monkeypatch)
+    full = pipeline.tune(model, budget_s=BUDGET_S)
+    assert len(used_in_full) == 1
+    assert full.campaign == measured.campaign
+    assert pipeline.tune(model, budget_s=BUDGET_S, quick=True) == full
+
+
+def test_a_result_that_cannot_be_saved_is_returned(
+    model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a warning that says why: below a file there can be no folder."""
+    monkeypatch.setenv("AUTOTUNE_CACHE", str(model / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(model / "xdg"))
+    benchmark_gives(measured.campaign, monkeypatch)
+    with pytest.warns(cache.StoreWarning, match="was not saved"):
+        result = pipeline.tune(model, budget_s=BUDGET_S)
+    assert result.campaign == measured.campaign
+
+
+def test_an_entry_that_cannot_be_understood_is_replaced(
+    model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with an intact checksum and the very same wish, but with records of another shape."""
+    path = Path(cache.write(measured, pipeline.request(Options(), measured)))
+    entry = parse(path.read_bytes(), str(path))
+    path.write_bytes(encode(entry.key, entry.request_json, entry.device_config_json, b'{"surprise":1}'))
+    used = benchmark_gives(measured.campaign, monkeypatch)
+    with pytest.warns(cache.StoreWarning, match="surprise"):
+        result = pipeline.tune(model, budget_s=BUDGET_S)
+    assert len(used) == 1
+    assert loader.load_result(model) == result
+
+
+def test_a_result_survives_its_file(measured: Result) -> None:
+    """All of it, to the last bit of the last sample."""
+    _, raw = cache.document(measured, pipeline.request(Options(), measured))
+    assert decode_result(parse(raw, "")) == measured
+    assert msgspec.json.decode(raw)["result"]["campaign"]["budget_s"] == BUDGET_S
+
+
+# Choosing again
+
+
+@pytest.mark.usefixtures("no_benchmark")
+def test_retuning_with_the_same_wish_gives_the_same_decision(model: Path, measured: Result) -> None:
+    """Nothing but the measurements goes in, so nothing else can come out; only the study is left out."""
+    again = pipeline.conclude_again(measured, measured.workload, measured.host)
+    assert without_times(again.decision) == without_times(measured.decision)
+    assert again.decision.search.study is None
+    for name in ("device_config", "host", "tier", "model", "workload", "cost_model", "campaign", "warnings"):
+        assert getattr(again, name) == getattr(measured, name), name
+
+
+@pytest.mark.usefixtures("no_benchmark")
+def test_retuning_is_concluding_from_the_saved_measurements(
+    model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the wish that is given, under the memory that the host has now."""
+    save(measured)
+    memory = replace(measured.host.memory, usable_bytes=measured.host.memory.usable_bytes // 2)
+    now = replace(measured.host, memory=memory)
+    monkeypatch.setattr(pipeline, "detect", lambda: now)
+    result = pipeline.retune(model, Options(workload="offline", max_batch=4))
+    expected = pipeline.conclude_again(measured, result.workload, now)
+    assert without_times(result.decision) == without_times(expected.decision)
+    assert result.device_config == expected.device_config
+    assert result.decision.chosen.configuration.batch_size <= 4
+    assert result.decision.chosen.predicted.memory[0].available_bytes == int(memory.usable_bytes * 0.9)
+
+
+@pytest.mark.usefixtures("no_benchmark")
+def test_retuning_keeps_limits_or_says_that_none_can(model: Path, measured: Result) -> None:
+    """A limit that can be kept is kept, one that can't isn't relaxed; without enough memory nothing is chosen."""
+    save(measured)
+    assert measured.decision.runner_up is not None
+    single_s = pipeline.retune(model, Options(workload="chat")).decision.chosen.predicted.tpot_s
+    limited = pipeline.retune(model, Options(max_tpot_ms=single_s * 1.5e3))
+    assert limited.decision.chosen.predicted.tpot_s <= single_s * 1.5
+    with pytest.raises(ConstraintError, match="time per output token can't be kept"):
+        pipeline.retune(model, Options(max_tpot_ms=single_s * 0.5e3))
+    with pytest.raises(UsageError, match="--prompt"):
+        pipeline.retune(model, Options(prompt=-1))
+    with pytest.raises(UsageError, match="chat, server, offline"):
+        pipeline.retune(model, Options(workload="bogus"))
+
+
+def test_what_was_extrapolated_is_noted(measured: Result) -> None:
+    """Retuning measures nothing: beyond the timed m it is a guess that says so."""
+    saved = replace(measured, campaign=only(measured.campaign, lambda point: point.op != "matmul" or point.m <= 16))
+    result = pipeline.conclude_again(saved, saved.workload, saved.host)
+    assert any("extrapolated, the largest timed m is 16" in line for line in result.warnings)
+
+
+@pytest.mark.usefixtures("no_benchmark")
+def test_retuning_needs_measurements(model: Path) -> None:
+    """And names the command that makes them."""
+    with pytest.raises(ResultNotFoundError, match=r"no saved measurements of .*small\.json: run `python -m autotune "):
+        pipeline.retune(model)
+
+
+def test_retuning_starts_no_process_and_loads_no_optuna(model: Path, measured: Result) -> None:
+    """In an interpreter of its own, where every attempt to start one would be seen."""
+    save(measured)
+    script = """
+import sys
+started = []
+sys.addaudithook(lambda event, _: started.append(event) if event in (
+    "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system") else None)
+from autotune.options import Options
+from autotune.pipeline import retune
+result = retune(sys.argv[1], Options(workload="chat"))
+assert result.campaign.measurements()
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"optuna", "torch", "pandas"}), started)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(model)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[] []\n", "")
+
+
+def test_a_model_that_is_not_the_saved_one_has_nothing_saved(model: Path, measured: Result) -> None:
+    """One layer more, and all has to be measured."""
+    save(measured)
+    save(replace(measured, model=build_model()))
+    model.write_text(json.dumps({**SMALL, "num_hidden_layers": 3}))
+    with pytest.raises(ResultNotFoundError):
+        pipeline.retune(model)

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import struct
+import sys
+import termios
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from autotune.records import Campaign, Configuration, Gpu, Gpus, HeldOut, Host, Noise, Result, Study
+from autotune.summary import show, summarize
+from tests.builders import build_campaign, build_candidate, build_host, build_model, build_result, build_workload
+
+
+def lines(result: Result, saved_in: str | None = None) -> dict[str, str]:
+    """The summary by label; what stands under a repeated label is joined."""
+    found: dict[str, str] = {}
+    for label, value in summarize(result, saved_in):
+        found[label] = f"{found[label]}\n{value}" if label in found else value
+    return found
+
+
+def with_noise(**changes: Any) -> Result:
+    return build_result(campaign=build_campaign(noise=replace(build_campaign().noise, **changes)))
+
+
+def with_decision(**changes: Any) -> Result:
+    return build_result(decision=replace(build_result().decision, **changes))
+
+
+def with_figures(**changes: Any) -> Result:
+    chosen = build_candidate()
+    return with_decision(chosen=replace(chosen, predicted=replace(chosen.predicted, **changes)))
+
+
+# What the summary says
+
+
+def test_the_host_is_named_with_what_may_be_used_of_it() -> None:
+    """Threads with the limit that decides, memory, and why there is no GPU."""
+    assert lines(build_result())["host"] == (
+        "Synthetic CPU, 2 usable threads (limit: online CPUs), 6.44 GB of usable memory, no GPU (no NVIDIA driver)"
+    )
+
+
+def test_a_host_without_a_name_is_called_by_its_architecture() -> None:
+    """And one thread is one thread."""
+    host = build_host()
+    host = replace(host, cpu=replace(host.cpu, name=None), limits=replace(host.limits, usable_threads=1))
+    assert lines(build_result(host=host))["host"].startswith("x86_64, 1 usable thread (")
+
+
+def test_gpus_are_named() -> None:
+    """As NVML lists them."""
+    gpu = Gpu(0, "Synthetic GPU", None, None, None, None, mig=False, unusable_reason=None)
+    host: Host = build_host(gpus=Gpus(devices=(gpu, gpu), driver_version="580", absent_reason=None))
+    assert lines(build_result(host=host))["host"].endswith("usable memory, Synthetic GPU, Synthetic GPU")
+
+
+def test_the_tier_comes_with_its_reason() -> None:
+    """A name alone says nothing."""
+    assert lines(build_result())["tier"] == "Low: reads 10 GB/s from memory"
+
+
+def test_the_model_comes_with_layers_and_size() -> None:
+    """Size as its file would have it."""
+    assert lines(build_result())["model"] == "synthetic/model, 2 layers, 976 kB"
+    single = build_model(layers=build_model().layers[:1])
+    assert ", 1 layer, " in lines(build_result(model=single))["model"]
+
+
+def test_the_workload_comes_with_lengths_and_limits() -> None:
+    """Limits with as many digits as they have, and none that doesn't exist."""
+    assert lines(build_result())["workload"] == (
+        "server: prompt 128, output 64, context 512, batch up to 8, TPOT within 100 ms"
+    )
+    limited = replace(build_result(), workload=build_workload(max_tpot_s=0.0005, max_ttft_s=2.5))
+    assert lines(limited)["workload"].endswith(", TPOT within 0.5 ms, TTFT within 2.5 s")
+    free = replace(build_result(), workload=build_workload(max_tpot_s=None))
+    assert lines(free)["workload"].endswith("batch up to 8")
+
+
+def test_it_says_what_was_timed() -> None:
+    """How many points of how many, which products, with which threads, through how much memory."""
+    assert lines(build_result())["timed"] == (
+        "3 of 4 points in 1.5 s (3 numpy I2_S products, threads 1; weights rotate through 67.1 MB)"
+    )
+
+
+def test_it_says_how_noisy_it_was() -> None:
+    """Only what the system reveals."""
+    assert lines(build_result())["noise"] == (
+        "quiet (median interval ±1.0%, 3 of 4 points within 2 %, 0 samples repeated, control drifted 1.0%)"
+    )
+    noisy = with_noise(control_drift=0.25, disturbed_samples=1, steal_fraction=0.125, throttled_s=3.25)
+    assert lines(noisy)["noise"] == (
+        "very noisy (median interval ±1.0%, 3 of 4 points within 2 %, 1 sample repeated, control drifted 25.0%, "
+        "steal 12.5%, throttled 3.2 s)"
+    )
+
+
+def test_an_interval_that_is_not_known_is_not_made_up() -> None:
+    """Too few samples of every point, as a small budget gives."""
+    assert "median interval unknown" in lines(with_noise(median_relative_interval=None))["noise"]
+
+
+def test_it_gives_the_error_on_what_was_held_out() -> None:
+    """Each way of leaving something out, and where there was nothing to leave out."""
+    result = build_result()
+    nothing = HeldOut(left_out="thread count", predictions=0, median=None, p90=None, worst=None)
+    report = replace(result.cost_model, held_out=(*result.cost_model.held_out, nothing))
+    assert lines(replace(result, cost_model=report))["held-out error"] == (
+        "interior m 3.0% median, 8.0% p90 (4); thread count: nothing to leave out"
+    )
+
+
+def test_the_choice_and_the_fallback_stand_side_by_side() -> None:
+    """With predicted figures and memory, and how much faster the choice is."""
+    summary = summarize(build_result(), None)
+    at = [label for label, _ in summary].index("chosen")
+    assert summary[at : at + 5] == [
+        ("chosen", "2 layers on cpu; 2 threads for decode, 2 for prefill; batch 4; prompts in chunks of 128"),
+        ("  predicted", "200 tokens/s, TPOT 20 ms, TTFT 250 ms"),
+        (
+            "  memory",
+            "52.9 MB of 6.44 GB on cpu (weights 800 kB, KV cache 2 MB, activations 100 kB, runtime 50 MB)",
+        ),
+        ("fallback", "2 layers on cpu; 2 threads for decode, 2 for prefill; batch 1; prompts in chunks of 128"),
+        ("  predicted", "80 tokens/s, TPOT 12.5 ms, TTFT 250 ms (chosen: 2.50x as fast)"),
+    ]
+
+
+def test_a_fallback_that_does_not_fit_is_left_out() -> None:
+    """There is nothing to compare with."""
+    summary = lines(with_decision(default=None, speedup_over_default=None))
+    assert "fallback" not in summary
+    assert "as fast" not in "".join(summary.values())
+
+
+def test_the_runner_up_has_its_figures() -> None:
+    """In one line; none where nothing else decodes differently."""
+    assert "runner-up" not in lines(build_result())
+    runner_up = build_candidate(tokens_per_s=190.0, threads=1, batch_size=2)
+    assert lines(with_decision(runner_up=runner_up))["runner-up"] == (
+        "2 layers on cpu; 1 thread for decode, 1 for prefill; batch 2; prompts in chunks of 128: "
+        "190 tokens/s, TPOT 10.5 ms, TTFT 250 ms"
+    )
+
+
+def test_a_split_names_every_device() -> None:
+    """In the order data flows; one layer is one layer."""
+    chosen = build_candidate()
+    split: Configuration = replace(chosen.configuration, device_layers={"cpu": 1, "cuda:0": 29})
+    summary = lines(with_decision(chosen=replace(chosen, configuration=split)))
+    assert summary["chosen"].startswith("1 layer on cpu, 29 layers on cuda:0; ")
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "text"),
+    [(0.01234, "0.0123"), (9.876, "9.88"), (99.94, "99.9"), (99.96, "100"), (999.6, "1,000"), (1659.2, "1,659")],
+)
+def test_speeds_are_printed_without_exponents(tokens_per_s: float, text: str) -> None:
+    """Three digits are enough below a hundred; 1.66e+03 tokens/s is no way to say it."""
+    assert lines(with_figures(tokens_per_s=tokens_per_s))["  predicted"].startswith(f"{text} tokens/s, ")
+
+
+@pytest.mark.parametrize(
+    ("time_s", "text"),
+    [(2e-5, "0.02 ms"), (0.0151, "15.1 ms"), (0.9996, "1,000 ms"), (1.5, "1.5 s"), (2000.4, "2,000 s")],
+)
+def test_durations_are_printed_in_the_unit_that_suits(time_s: float, text: str) -> None:
+    """Milliseconds below a second."""
+    assert f"TPOT {text}, " in lines(with_figures(tpot_s=time_s))["  predicted"]
+
+
+def test_it_says_why() -> None:
+    """Every reason in a line of its own, and what bounds the choice."""
+    summary = lines(with_decision(reasons=("first", "second"), bound_by="arithmetic"))
+    assert summary["why"] == "first\nsecond"
+    assert summary["bound by"] == "arithmetic"
+
+
+def test_it_says_how_much_was_searched_and_how_far_optuna_came() -> None:
+    """Nothing of a study where there was none, or where none of its trials was feasible."""
+    exact = "60 of 64 configurations feasible, all ranked in 1.0 ms"
+    assert lines(build_result())["searched"] == f"{exact}; Optuna (40 trials) came within 0.0% of the best"
+    search = build_result().decision.search
+    hopeless = Study(sampler="TPESampler", seed=0, trials=4, feasible_trials=0, best=None, gap=None)
+    for study in (None, hopeless):
+        assert lines(with_decision(search=replace(search, study=study)))["searched"] == exact
+
+
+def test_notes_of_the_model_come_before_those_of_the_run() -> None:
+    """All under one label."""
+    result = build_result(model=build_model(notes=("taken as I2_S",)), warnings=("1 of 4 points was not timed",))
+    assert lines(result)["note"] == "taken as I2_S\n1 of 4 points was not timed"
+    assert "note" not in lines(build_result())
+
+
+def test_it_says_where_it_was_saved_if_it_was() -> None:
+    """Last of all."""
+    assert summarize(build_result(), "/somewhere/model.json")[-1] == ("saved", "/somewhere/model.json")
+    assert "saved" not in lines(build_result(), None)
+
+
+def test_a_campaign_without_measurements_still_has_a_line() -> None:
+    """A summary never breaks over what is missing."""
+    noise: Noise = replace(build_campaign().noise, median_relative_interval=None, converged=0, points=0)
+    campaign: Campaign = build_campaign(points=0, noise=noise)
+    assert lines(build_result(campaign=campaign))["timed"].startswith("0 of 1 points in 1.5 s (")
+
+
+# How it is printed
+
+
+def shown(value: list[tuple[str, str]], columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that reach a terminal of that width behind standard error."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        show(value)
+        monkeypatch.undo()
+    printed = b""
+    # OSError is how Linux says that the other side is closed.
+    with os.fdopen(reader, "rb", buffering=0) as terminal, contextlib.suppress(OSError):
+        while piece := terminal.read(65536):
+            printed += piece
+    return printed.decode().splitlines()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 110])
+def test_lines_are_wrapped_to_the_terminal_of_standard_error(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values keep to their column, and nothing is lost."""
+    summary = summarize(build_result(), None)
+    printed = shown(summary, columns, monkeypatch)
+    margin = len("held-out error") + 2
+    assert max(map(len, printed)) <= columns
+    assert max(map(len, printed)) > columns - 25
+    assert all(line[margin - 2 : margin].strip() == "" for line in printed)
+    assert " ".join(" ".join(line[margin:] for line in printed).split()) == " ".join(
+        value for _, value in summary if value
+    )
+
+
+def test_a_narrow_terminal_leaves_values_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty columns, though the terminal then wraps once more."""
+    printed = shown([("label", "word " * 40)], 10, monkeypatch)
+    assert {len(line) for line in printed[:-1]} <= {len("label") + 2 + 39, len("label") + 2 + 40}
+
+
+def test_a_terminal_that_does_not_know_its_width_gets_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As serial consoles and some containers do."""
+    printed = shown([("label", "word " * 100)], 0, monkeypatch)
+    assert 110 < max(map(len, printed)) <= 120
+
+
+def test_without_a_terminal_lines_have_a_fixed_width(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing on standard output, which is for documents."""
+    show([("label", "word " * 100)])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert 110 < max(map(len, captured.err.splitlines())) <= 120
+
+
+def test_a_path_is_never_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    """It can be copied whole, hyphens and all, however long it is."""
+    path = "/a-folder/" + "with-many-hyphens/" * 20 + "model.json"
+    show([("saved", path)])
+    assert path in capsys.readouterr().err
+
+
+def test_a_repeated_label_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty line between blocks stays empty."""
+    show([("why", "first"), ("why", "second"), ("", ""), ("note", "third")])
+    assert capsys.readouterr().err == "why   first\n      second\n\nnote  third\n"
+
+
+def test_nothing_to_show_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """As of an empty cache."""
+    show([])
+    assert capsys.readouterr().err == ""
