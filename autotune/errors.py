@@ -19,7 +19,7 @@ class ModelError(AutotuneError):
 
 
 class MemoryLimitError(AutotuneError):
-    """Raised when no configuration of the model fits the memory there is; says how much is needed and what would fit."""
+    """Raised when no configuration of the model fits the memory; says how much is needed and what would fit."""
 
 
 class ConstraintError(AutotuneError):

@@ -33,22 +33,10 @@ from autotune.store import cache, paths
 from autotune.store.entry import encode, parse
 from autotune.store.schema import decode_result
 from tests.builders import build_model
+from tests.cli.shop import SMALL
 
 ROOT = Path(__file__).parents[1]
 BUDGET_S = 2.0
-SMALL = {
-    "architectures": ["BitNetForCausalLM"],
-    "model_type": "bitnet",
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 512,
-    "max_position_embeddings": 1024,
-    "hidden_act": "relu2",
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ _TOKENS_FULL = (1, 16, 64, 512, 4, 256, 2, 8, 32, 128)
 _TOKENS_QUICK = (1, 16, 64, 256, 4)
 _CONTEXTS_DECODE = (1024, 128, 4096)
 _CONTEXTS_PREFILL = (0, 1024)
-_LARGEST_CHUNK = 512
+LARGEST_CHUNK = 512
+"""Longest prefill chunk that is timed, and so that the search offers."""
 _SHORT_CHUNK = 64  # attention on shorter ones takes so little of a step that it is interpolated
 _PEAK_SIZE = 384, 384, 1024  # m, n_out, k_in: three matrices that fit any level-2 cache, long enough for full speed
 _READ_BYTES = 64 << 20
@@ -56,7 +57,7 @@ def plan(model: Model, host: Host, workload: Workload, kernel: str, *, quick: bo
         quick: Fewer values of m.
     """
     threads = thread_counts(host)
-    chunk = min(workload.prompt_tokens, _LARGEST_CHUNK)
+    chunk = min(workload.prompt_tokens, LARGEST_CHUNK)
     chunks = _token_counts(chunk, quick=quick)
     batches = _token_counts(workload.max_batch, quick=quick)
     tokens = _token_counts(max(chunk, workload.max_batch), quick=quick)

@@ -28,6 +28,7 @@ _REPEAT_SHARE = 0.1
 """Share of the time that may go into repeating blocks: on a noisy host more of it would buy nothing."""
 _MAX_RETAKES = 2
 _DISTURBED_IF_SLOWER = 1.05
+_SHORT_CALL_S = 0.01
 _LONG_SAMPLE_S = 0.03
 _CLOCK_RESOLUTION_S = 1e-7
 
@@ -203,9 +204,12 @@ class Sampler:
     def _sample(self, index: int) -> Sample:
         """One sample; taken again, a few times at most, when it was slow and the process had been interrupted."""
         candidate = self._candidates[index]
-        if not candidate.calls:
-            candidate.call()  # caches, page tables and branch predictors are still cold
-            candidate.calls = 1
+        if not candidate.calls or (candidate.call_s or 0.0) < _SHORT_CALL_S:
+            # Caches, page tables and branch predictors are cold at first. And in a step the product before leaves its
+            # scratch memory and code in cache, if not the weights; here it was any other candidate, and a short call
+            # would pay for fetching them again.
+            candidate.call()
+        candidate.calls = candidate.calls or 1
         usual = median(candidate.samples_s) if len(candidate.samples_s) >= MIN_SAMPLES else math.inf
         discarded = 0
         while True:

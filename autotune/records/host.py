@@ -40,7 +40,7 @@ class Cpu(Record, frozen=True):
     microarchitecture: str | None
     """archspec's name, for example ``sapphirerapids``."""
     isa: tuple[str, ...]
-    """The SIMD and matrix extensions that ternary kernels can use, sorted: ``avx2``, ``avx512_vnni``, ``amx_int8``, ``asimddp``."""
+    """SIMD and matrix extensions that ternary kernels can use, as the system names them, sorted: ``avx2``."""
     logical_cpus: int | None
     """Logical CPUs online on the machine, usable or not."""
     physical_cores: int | None

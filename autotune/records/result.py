@@ -62,7 +62,7 @@ class Configuration(Record, frozen=True):
     """One point of the search space."""
 
     device_layers: dict[str, int]
-    """Layers per device in the order data flows, for example ``{"cpu": 10, "cuda:0": 20}``; devices with none are left out."""
+    """Layers per device in the order data flows, ``{"cpu": 10, "cuda:0": 20}``; devices with none are left out."""
     head_device: str
     decode_threads: int
     prefill_threads: int
@@ -156,7 +156,7 @@ class Decision(Record, frozen=True):
 
 
 class Result(Record, frozen=True):
-    """One document per host fingerprint, model and workload; holds its evidence, so any stage can be replayed from it."""
+    """One document per host, model and workload; it holds its evidence, so any stage can be replayed from it."""
 
     device_config: DeviceConfig
     provenance: Provenance

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from autotune.bench.plan import LARGEST_CHUNK
 from autotune.errors import UsageError
 from autotune.records import Model, Workload
 from autotune.records.result import WorkloadName
@@ -13,7 +14,6 @@ OUTPUT_TOKENS = 256
 CONTEXT_TOKENS = 2048
 """KV-cache slots reserved per sequence unless the user says otherwise, or needs or has fewer."""
 LARGEST_BATCH = 4096
-LARGEST_CHUNK = 512
 SMALLEST_CHUNK = 32
 """Shorter prompt chunks stream the weights too often to be worth timing."""
 

@@ -1,7 +1,7 @@
 """What a cold tune costs: ``python tests/benchmarks/tune_cost.py [MODEL]``.
 
-Runs the default and the quick tune with an empty cache, and prints wall time and peak memory: resident bytes of the tuner
-and its worker together, sampled every 20 ms.
+Runs the default and the quick tune with an empty cache, and prints wall time and peak memory: resident bytes of the
+tuner and its worker together, sampled every 20 ms.
 """
 
 from __future__ import annotations
