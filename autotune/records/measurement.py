@@ -102,11 +102,17 @@ class Noise(Record, frozen=True):
 
     @property
     def label(self) -> Literal["quiet", "noisy", "very noisy"]:
-        """quiet: intervals within 2 % and drift within 3 %; very noisy: beyond 10 % in either."""
-        width = self.median_relative_interval if self.median_relative_interval is not None else 0.05
+        """quiet: interval within 2 % and drift within 3 %; very noisy: interval beyond 10 %.
+
+        The drift is the largest of some dozens of readings, so it alone makes no host very noisy. Without an interval
+        a host counts as noisy.
+        """
+        width = self.median_relative_interval
+        if width is None:
+            return "noisy"
         if width <= 0.02 and self.control_drift <= 0.03:
             return "quiet"
-        return "very noisy" if max(width, self.control_drift) > 0.10 else "noisy"
+        return "very noisy" if width > 0.10 else "noisy"
 
 
 class Campaign(Record, frozen=True):
