@@ -240,7 +240,7 @@ def _site_formats(
         return dict.fromkeys(shapes, weight_format)  # and the first site will say what is wrong
     if unheld:
         widths = ", ".join(f"{name} ({shapes[name][1]:,} columns)" for name in unheld)
-        notes.append(f"{weight_format} can't hold {widths}: taken as F16, as llama.cpp's quantizer falls back to")
+        notes.append(f"{weight_format} can't hold {widths}: taken as F16")
     return {name: "F16" if name in unheld else weight_format for name in shapes}
 
 
