@@ -23,8 +23,8 @@ class Evaluation:
         tpot_s: Time per output token: one decode step of the whole batch.
         ttft_s: Time to the first token: the prefill of one prompt, whose head gives it.
         tokens_per_s: Output tokens per second over whole requests of a full batch.
-        costs: What the workload minimises, most important first: TPOT, then TTFT, for ``chat``; else the time
-            per output token over whole requests (the reciprocal of ``tokens_per_s``).
+        costs: What the workload minimises, most important first: TPOT for ``chat``, else the time per output token
+            over whole requests (the reciprocal of ``tokens_per_s``); then TTFT.
         excess_bytes: Memory beyond what is available, on the device that lacks most; it fits if not positive.
         total_bytes: Memory needed on all devices together.
     """
@@ -74,7 +74,7 @@ class Evaluator:
             tpot_s=tpot_s,
             ttft_s=ttft_s,
             tokens_per_s=tokens / requests_s,
-            costs=(tpot_s, ttft_s) if workload.name == "chat" else (requests_s / tokens,),
+            costs=(tpot_s if workload.name == "chat" else requests_s / tokens, ttft_s),
             excess_bytes=self.excess_bytes[placement, batch, chunk],
             total_bytes=self.total_bytes[placement, batch, chunk],
         )

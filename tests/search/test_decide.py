@@ -94,6 +94,19 @@ def test_chat_leaves_the_default_for_a_faster_first_token_alone(decide_for, make
     assert decision.speedup_over_default == 1
 
 
+def test_a_server_leaves_the_default_for_a_faster_first_token_alone(decide_for, make_costs):
+    """Decode takes nearly all of the time, so prefill at twice the speed is noise in tokens/s, but not in TTFT."""
+    costs = make_costs(threads=(1, 4, 8), saturates_at=4)
+    costs.decode_layer_s[:] *= 1000
+    costs.prefill_layer_s[..., 2, :] /= 2
+    costs.prefill_ends_s[..., 2, :] /= 2
+    decision = decide_for("server", costs=costs, max_batch=1)
+    chosen = decision.chosen.configuration
+    assert (chosen.decode_threads, chosen.prefill_threads) == (4, 8)
+    assert decision.reasons[0] == "The default would be 2.0 times slower to the first token, beyond the noise of 2.0 %."
+    assert decision.speedup_over_default < 1.02
+
+
 def test_chat_keeps_the_default_whose_first_token_comes_sooner(decide_for, make_costs):
     """The GPU decodes 1 % faster, which is noise, but its first token comes far later."""
     costs = make_costs(devices=("cpu", "cuda:0"), gpu_speedup=2.02, crossing_s=0.0)
