@@ -99,7 +99,7 @@ def test_it_says_how_noisy_it_was() -> None:
     )
     noisy = with_noise(control_drift=0.25, disturbed_samples=1, steal_fraction=0.125, throttled_s=3.25)
     assert lines(noisy)["noise"] == (
-        "very noisy (median interval ±1.0%, 3 of 4 points within 2 %, 1 sample repeated, control drifted 25.0%, "
+        "noisy (median interval ±1.0%, 3 of 4 points within 2 %, 1 sample repeated, control drifted 25.0%, "
         "steal 12.5%, throttled 3.2 s)"
     )
 

@@ -50,7 +50,7 @@ def first_of(evaluator, feasible):
     if not feasible:
         return None
     rivals = list(feasible)
-    for place in range(2 if evaluator.workload.name == "chat" else 1):
+    for place in range(2):
         lowest = min(feasible[point].costs[place] for point in rivals)
         rivals = [point for point in rivals if feasible[point].costs[place] <= lowest * (1 + TIE)]
     return min(
