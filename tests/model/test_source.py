@@ -79,7 +79,7 @@ def test_paths_that_cannot_be_read_say_why(tmp_path: Path) -> None:
         resolve(tmp_path / "dangling")
     with pytest.raises(ModelError, match="expected a regular file, got p"):
         resolve(tmp_path / "pipe")
-    with pytest.raises(ModelError, match="expected a readable file, got: .*embedded null"):
+    with pytest.raises(ModelError, match=r"expected a readable file, got: .*embedded null"):
         resolve("a\0b")
 
 
