@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from autotune import __version__, cli, errors
+from autotune.arguments import COMMANDS
 from autotune.host import fingerprint
 from autotune.store import cache, paths
 from autotune.store.entry import SCHEMA_VERSION, Key, parse
@@ -203,14 +204,14 @@ def test_version_and_help_are_printed(empty: Shop) -> None:
     assert empty.run("--version") == Answer(0, f"autotune {__version__}\n".encode(), "")
     answer = empty.run("--help")
     assert answer.code == 0
-    for name in cli._COMMANDS:
+    for name in COMMANDS:
         assert re.search(rf"^    {name} ", answer.out.decode(), re.MULTILINE), name
     for code in (*cli.EXIT_CODES.values(), cli.EXIT_SYSTEM, cli.EXIT_INTERRUPTED):
         assert re.search(rf" {code}  \w", answer.out.decode()), code
 
 
 @pytest.mark.parametrize(
-    "command", [*cli._COMMANDS, *(f"cache {name}" for name in ("list", "path", "forget", "export", "import"))]
+    "command", [*COMMANDS, *(f"cache {name}" for name in ("list", "path", "forget", "export", "import"))]
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """On standard output, with exit code 0."""
