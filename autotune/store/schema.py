@@ -49,9 +49,8 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a saved result, generated from the records."""
     schema = msgspec.json.schema(SavedResult)
     for definition in schema["$defs"].values():
-        if "description" in definition:
-            # A record's docstring, whose indentation Python keeps up to 3.12 and drops from 3.13 on.
-            definition["description"] = inspect.cleandoc(definition["description"])
+        # A record's docstring, whose indentation Python keeps up to 3.12 and drops from 3.13 on.
+        definition["description"] = inspect.cleandoc(definition["description"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:bitnet-autotune:result:{SCHEMA_VERSION}",
