@@ -12,7 +12,7 @@ from autotune.records.measurement import Campaign
 from autotune.records.model import MemoryUse, Model
 
 WorkloadName = Literal["chat", "server", "offline"]
-Provenance = Literal["measured", "imported", "fallback"]
+Provenance = Literal["measured", "imported"]
 
 
 class Workload(Record, frozen=True):
