@@ -181,15 +181,15 @@ def _cache_path(_: argparse.Namespace) -> int:
 
 def _cache_forget(args: argparse.Namespace) -> int:
     from autotune.model.source import digest, resolve
-    from autotune.store.entry import WORKLOADS
+    from autotune.store.entry import check_workload
     from autotune.store.manage import forget
 
     if args.all == (args.model is not None):
         raise errors.UsageError("cache forget expects either a MODEL or --all")
     if args.all and args.format is not None:
         raise errors.UsageError("cache forget --all takes no --format: a format goes with a MODEL")
-    if args.workload not in (None, *WORKLOADS):
-        raise errors.UsageError(f"the workload must be one of {', '.join(WORKLOADS)}, got {args.workload!r}")
+    if args.workload is not None:
+        check_workload(args.workload)
     model_digest = None if args.all else digest(resolve(args.model), args.format)
     forgotten = forget(model_digest, args.workload)
     for path in forgotten:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import warnings
 
-from autotune.errors import AutotuneError, UsageError
+from autotune.errors import AutotuneError
 from autotune.store import cache, paths
-from autotune.store.entry import WORKLOADS, Key
+from autotune.store.entry import Key, check_workload
 
 TYPE_CHECKING = False  # typing takes longer to import than a look-up takes
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ def find_entry(model: ModelName, workload: str, format: str | None) -> Entry | N
 
 
 def _question(model: ModelName, workload: str, format: str | None) -> Question:  # noqa: A002
-    if workload not in WORKLOADS:
-        raise UsageError(f"the workload must be one of {', '.join(WORKLOADS)}, got {workload!r}")
+    check_workload(workload)
     return os.fspath(model), workload, format
 
 

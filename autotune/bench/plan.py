@@ -63,16 +63,16 @@ def plan(model: Model, host: Host, workload: Workload, kernel: str, *, quick: bo
     tokens = _token_counts(max(chunk, workload.max_batch), quick=quick)
     layer_sites = {(site.format, site.n_out, site.k_in): site for layer in model.layers for site in layer.sites}
     products = [
-        _matmul(site, m, count, kernel)
+        _sliced(product_point(site, m, count, kernel))
         for m in dict.fromkeys((*tokens, *batches))
         # Of a prompt, only the last token goes through the head.
         for site in (*(layer_sites.values() if m in tokens else ()), *((model.head,) if m in batches else ()))
         for count in reversed(threads)
     ]
     others = [
-        *(Task(_small_ops(model, m, kernel)) for m in tokens),
+        *(Task(small_ops_point(model, m, kernel)) for m in tokens),
         *(
-            Task(_attention(model, m, context, count, kernel))
+            Task(attention_point(model, m, context, count, kernel))
             for m, context in _attention_sizes(model, workload, chunks)
             for count in threads
         ),
@@ -106,13 +106,27 @@ def _token_counts(largest: int, *, quick: bool) -> list[int]:
     return [*grid[:2], largest, *grid[2:]]
 
 
-def _matmul(site: Site, m: int, threads: int, kernel: str) -> Task:
-    row_bytes = get_format(site.format).size_bytes(1, site.k_in)
+def product_point(site: Site, m: int, threads: int, kernel: str) -> Point:
+    """A site's product with m tokens."""
+    return Point("matmul", "cpu", kernel, threads, m, site.format, site.n_out, site.k_in)
+
+
+def attention_point(model: Model, m: int, context: int, threads: int, kernel: str) -> Point:
+    """A layer's attention of m new tokens over a context."""
+    heads, kv_heads, head_dim = model.attention.heads, model.attention.kv_heads, model.attention.head_dim
+    return Point("attention", "cpu", kernel, threads, m, "F16", heads * head_dim, kv_heads * head_dim, context)
+
+
+def small_ops_point(model: Model, m: int, kernel: str) -> Point:
+    """A layer's small operations on m tokens, which run on one thread."""
+    return Point("layer_ops", "cpu", kernel, 1, m, "F32", model.intermediate_size, model.hidden_size)
+
+
+def _sliced(point: Point) -> Task:
+    """A product, of as many of its rows as there is time for."""
+    row_bytes = get_format(point.format).size_bytes(1, point.k_in)
     rows = max(SLICE_BYTES // row_bytes // _ROW_MULTIPLE * _ROW_MULTIPLE, _ROW_MULTIPLE)
-    return Task(
-        Point("matmul", "cpu", kernel, threads, m, site.format, site.n_out, site.k_in),
-        rows if rows < site.n_out else None,
-    )
+    return Task(point, rows if rows < point.n_out else None)
 
 
 def _attention_sizes(model: Model, workload: Workload, chunks: Sequence[int]) -> list[tuple[int, int]]:
@@ -127,25 +141,6 @@ def _attention_sizes(model: Model, workload: Workload, chunks: Sequence[int]) ->
         for context in filled
     }
     return [*sorted(decode), *sorted(prefill)]
-
-
-def _attention(model: Model, m: int, context: int, threads: int, kernel: str) -> Point:
-    heads = model.attention
-    return Point(
-        "attention",
-        "cpu",
-        kernel,
-        threads,
-        m,
-        "F16",
-        heads.heads * heads.head_dim,
-        heads.kv_heads * heads.head_dim,
-        context,
-    )
-
-
-def _small_ops(model: Model, m: int, kernel: str) -> Point:
-    return Point("layer_ops", "cpu", kernel, 1, m, "F32", model.intermediate_size, model.hidden_size)
 
 
 def _ceiling(op: Literal["read", "peak"], threads: int, kernel: str) -> Point:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from autotune.model.memory import kv_cache_bytes, model_bytes, readable_bytes, site_bytes, weight_bytes
+from autotune.model.memory import kv_cache_bytes, layers_bytes, model_bytes, readable_bytes, site_bytes
 from autotune.model.work import Work, decode_work, hints, parameters, prefill_work
 from autotune.records import Model
 
@@ -15,7 +15,6 @@ _PROMPT = 512
 def describe(model: Model) -> list[tuple[str, str]]:
     """Labels and values, in the order to print them; notes and hints come last, each under its own label."""
     attention = model.attention
-    layers_bytes = sum(weight_bytes(layer) for layer in model.layers)
     decode, prefill = decode_work(model, 1, _CONTEXT), prefill_work(model, _PROMPT)
     lines = [
         ("model", f"{model.name} ({model.architecture}, {parameters(model) / 1e9:.2f} billion parameters)"),
@@ -28,7 +27,7 @@ def describe(model: Model) -> list[tuple[str, str]]:
             "attention",
             f"{attention.heads} heads of {attention.head_dim}, {attention.kv_heads} for keys and values",
         ),
-        ("weights", f"{readable_bytes(layers_bytes)} in {_formats(model)}"),
+        ("weights", f"{readable_bytes(layers_bytes(model.layers))} in {_formats(model)}"),
         (
             "ends",
             f"embedding {readable_bytes(site_bytes(model.embedding))} ({model.embedding.format}), head "

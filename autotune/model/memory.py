@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -41,6 +41,11 @@ def weight_bytes(layer: Layer) -> int:
     return sum(site_bytes(site) for site in layer.sites)
 
 
+def layers_bytes(layers: Iterable[Layer]) -> int:
+    """Exact size of the weights of some layers' sites."""
+    return sum(weight_bytes(layer) for layer in layers)
+
+
 def ends_bytes(model: Model, *, embedding: bool = True, head: bool = True) -> int:
     """What the ends need on a device that holds the embedding, the head or both.
 
@@ -59,7 +64,7 @@ def ends_bytes(model: Model, *, embedding: bool = True, head: bool = True) -> in
 
 def model_bytes(model: Model) -> int:
     """What the whole model needs on one device before any token: as much as its GGUF file holds."""
-    return _layers_bytes(model.layers) + ends_bytes(model)
+    return layers_bytes(model.layers) + ends_bytes(model)
 
 
 def kv_token_bytes(model: Model) -> int:
@@ -128,7 +133,7 @@ def plan(
         uses.append(
             MemoryUse(
                 device=device,
-                weights_bytes=_layers_bytes(layers) + ends,
+                weights_bytes=layers_bytes(layers) + ends,
                 kv_cache_bytes=kv_cache_bytes(model, len(layers), sequences * context_tokens),
                 activations_bytes=activations,
                 overhead_bytes=overhead_bytes[device],
@@ -218,10 +223,6 @@ def _fits(model: Model, sequences: int, rows: int, context: int, usable_bytes: M
     return False
 
 
-def _layers_bytes(layers: Sequence[Layer]) -> int:
-    return sum(weight_bytes(layer) for layer in layers)
-
-
 def _in_other_formats(model: Model) -> Iterator[tuple[str, Model]]:
     """The model in each smaller format that holds its sites.
 
@@ -236,5 +237,5 @@ def _in_other_formats(model: Model) -> Iterator[tuple[str, Model]]:
             continue
         changed = {site: msgspec.structs.replace(site, format=name) for site in replaced}
         layers = tuple(Layer(tuple(changed.get(site, site) for site in layer.sites)) for layer in model.layers)
-        if _layers_bytes(layers) < _layers_bytes(model.layers):
+        if layers_bytes(layers) < layers_bytes(model.layers):
             yield name, msgspec.structs.replace(model, layers=layers)

@@ -5,11 +5,10 @@ Multiplications and additions count as one operation each, so a weight costs two
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter
 from dataclasses import dataclass
 
-from autotune.model.memory import kv_cache_bytes, kv_token_bytes, readable_bytes, site_bytes, weight_bytes
+from autotune.model.memory import kv_cache_bytes, kv_token_bytes, layers_bytes, readable_bytes, site_bytes
 from autotune.records import Model, Site
 
 _LARGEST_BATCH = 4096
@@ -62,58 +61,19 @@ def prefill_work(model: Model, tokens: int) -> Work:
     return _work(model, rows=tokens, head_rows=1, attended=tokens * (tokens + 1) // 2, cached=0)
 
 
-def compute_bound_batch(model: Model, context: int, read_bytes_per_s: float, operations_per_s: float) -> int | None:
-    """The smallest batch at which decode's operations take longer than its bytes; None if there is none.
-
-    There is none where reading the KV cache grows as fast as the operations do.
-
-    Args:
-        model: The model.
-        context: Tokens in each sequence's KV cache.
-        read_bytes_per_s: Measured read bandwidth.
-        operations_per_s: Measured peak.
-    """
-    balance = operations_per_s / read_bytes_per_s
-    batches = range(1, _LARGEST_BATCH + 1)
-    index = bisect.bisect_left(batches, balance, key=lambda batch: decode_work(model, batch, context).intensity)
-    return batches[index] if index < len(batches) else None
-
-
-def hints(
-    model: Model, *, read_bytes_per_s: float | None = None, operations_per_s: float | None = None
-) -> tuple[str, ...]:
-    """What the shapes alone say about speed, a sentence each; with measured ceilings also what bounds a host.
-
-    Args:
-        model: The model.
-        read_bytes_per_s: Measured read bandwidth of the host, if known.
-        operations_per_s: Measured multiplications and additions per second of the host, if known.
-    """
+def hints(model: Model) -> tuple[str, ...]:
+    """What the shapes alone say about speed, a sentence each."""
     step = decode_work(model, batch=1, context=_HINT_CONTEXT)
     head_bytes = site_bytes(model.head)
     cache_bytes = kv_cache_bytes(model, len(model.layers), 1)
-    found = [
+    return (
         f"one decode step reads {readable_bytes(step.moved_bytes)} for {step.operations / 1e9:.1f} billion operations, "
         f"{step.intensity:.1f} per byte: memory-bound wherever kernels compute faster than that per byte read",
         f"the head ({model.head.format}) is {head_bytes / step.moved_bytes:.0%} of the bytes a decoded token reads",
         f"the KV cache grows by {readable_bytes(1000 * cache_bytes)} per 1,000 tokens and sequence, and equals the "
-        f"layers' weights at {_layers_bytes(model) // cache_bytes:,} tokens",
+        f"layers' weights at {layers_bytes(model.layers) // cache_bytes:,} tokens",
         _attention_hint(model),
-    ]
-    if read_bytes_per_s is not None and operations_per_s is not None:
-        found.append(_bound_hint(model, step, read_bytes_per_s, operations_per_s))
-    return tuple(found)
-
-
-def _bound_hint(model: Model, step: Work, read_bytes_per_s: float, operations_per_s: float) -> str:
-    balance = operations_per_s / read_bytes_per_s
-    here = f"this host does {balance:.1f} operations in the time it reads a byte"
-    batch = compute_bound_batch(model, _HINT_CONTEXT, read_bytes_per_s, operations_per_s)
-    if batch is None:
-        return f"{here}: decode is memory-bound at every batch size, at a context of {_HINT_CONTEXT:,} tokens"
-    if batch == 1:
-        return f"{here}, decode needs {step.intensity:.1f}: it is compute-bound even for one sequence"
-    return f"{here}: decode is memory-bound below a batch of about {batch}, compute-bound from there on"
+    )
 
 
 def _attention_hint(model: Model) -> str:
@@ -135,7 +95,7 @@ def _work(model: Model, rows: int, head_rows: int, attended: int, cached: int) -
     return Work(
         tokens=rows,
         operations=2 * (weights * rows + head * head_rows) + attention,
-        moved_bytes=_layers_bytes(model)
+        moved_bytes=layers_bytes(model.layers)
         + site_bytes(model.head)
         + rows * embedding_row
         + (cached + rows) * token_cache,
@@ -144,7 +104,3 @@ def _work(model: Model, rows: int, head_rows: int, attended: int, cached: int) -
 
 def _layer_sites(model: Model) -> Counter[Site]:
     return Counter(site for layer in model.layers for site in layer.sites)
-
-
-def _layers_bytes(model: Model) -> int:
-    return sum(weight_bytes(layer) for layer in model.layers)

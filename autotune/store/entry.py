@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 
+from autotune.errors import UsageError
 from autotune.store import paths
 
 TYPE_CHECKING = False  # typing takes longer to import than this module
@@ -37,6 +38,16 @@ WORKLOADS = ("chat", "server", "offline")
 _HEAD = b'{"format":"bitnet-autotune-result","schema_version":'
 _CHECKSUM = b'"checksum":"sha256:'
 _CHECKSUM_LINE_BYTES = len(_CHECKSUM) + 64 + len(b'",\n')
+
+
+def check_workload(name: str) -> None:
+    """Check a workload's name that a user gave.
+
+    Raises:
+        UsageError: There is no such workload.
+    """
+    if name not in WORKLOADS:
+        raise UsageError(f"the workload must be one of {', '.join(WORKLOADS)}, got {name!r}")
 
 
 class BadEntry(Exception):  # noqa: N818 (what was found, not what went wrong)

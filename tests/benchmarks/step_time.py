@@ -18,13 +18,13 @@ import numpy as np
 
 from autotune import Options, tune
 from autotune.bench.campaign import KERNEL_MODULES
-from autotune.bench.plan import Task
+from autotune.bench.plan import Task, attention_point, product_point, small_ops_point
 from autotune.bench.subjects import Arena, Subjects
 from autotune.costmodel.model import CostModel
 from autotune.host.topology import pin_order
 from autotune.model.memory import kv_cache_bytes, model_bytes
 from autotune.pipeline import KERNEL
-from autotune.records import Model, Point, Site, Workload
+from autotune.records import Model, Site, Workload
 from ternary_kernels.team import Team
 
 SEQUENCES = (1, 16)
@@ -33,29 +33,12 @@ SEQUENCES = (1, 16)
 def step(model: Model, workload: Workload, subjects: Subjects, threads: int, m: int) -> Callable[[], None]:
     """One decode step of m sequences as a call: everything that the cost model counts, in the order a model runs it."""
     context = workload.prompt_tokens + workload.output_tokens // 2
-    heads = model.attention
 
     def product(site: Site) -> Callable[[], object]:
-        return subjects.build(Task(Point("matmul", "cpu", KERNEL, threads, m, site.format, site.n_out, site.k_in)))
+        return subjects.build(Task(product_point(site, m, threads, KERNEL)))  # also of the head: all rows
 
-    attention = subjects.build(
-        Task(
-            Point(
-                "attention",
-                "cpu",
-                KERNEL,
-                threads,
-                1,
-                "F16",
-                heads.heads * heads.head_dim,
-                heads.kv_heads * heads.head_dim,
-                context,
-            )
-        )
-    )
-    small = subjects.build(
-        Task(Point("layer_ops", "cpu", KERNEL, 1, m, "F32", model.intermediate_size, model.hidden_size))
-    )
+    attention = subjects.build(Task(attention_point(model, 1, context, threads, KERNEL)))
+    small = subjects.build(Task(small_ops_point(model, m, KERNEL)))
     calls: list[Callable[[], object]] = []
     for layer in model.layers:
         calls.append(small)

@@ -11,7 +11,7 @@ import pytest
 from autotune.model.analyse import analyse
 from autotune.model.describe import describe
 from autotune.model.memory import site_bytes
-from autotune.model.work import compute_bound_batch, decode_work, hints, parameters, prefill_work
+from autotune.model.work import decode_work, hints, parameters, prefill_work
 from autotune.records import Model
 
 TERNARY_WEIGHTS = 2_084_044_800
@@ -58,18 +58,6 @@ def test_parameters_count_a_tied_matrix_once(model: Model) -> None:
     assert parameters(analyse("Llama3-8B-1.58-100B-tokens")) == 8_030_261_248
 
 
-def test_the_batch_that_turns_decode_compute_bound_is_where_times_cross(model: Model) -> None:
-    batch = compute_bound_batch(model, 256, read_bytes_per_s=20e9, operations_per_s=400e9)
-    assert batch is not None
-    for rows, compute_bound in ((batch - 1, False), (batch, True)):
-        step = decode_work(model, rows, 256)
-        assert (step.operations / 400e9 >= step.moved_bytes / 20e9) == compute_bound
-
-
-def test_a_long_context_can_keep_decode_memory_bound_at_any_batch(model: Model) -> None:
-    assert compute_bound_batch(model, 100_000, read_bytes_per_s=20e9, operations_per_s=4e12) is None
-
-
 def test_hints_say_what_bounds_decode_and_what_its_bytes_are(model: Model) -> None:
     text = "\n".join(hints(model))
     assert "4.1 per byte: memory-bound wherever" in text
@@ -81,22 +69,6 @@ def test_hints_say_what_bounds_decode_and_what_its_bytes_are(model: Model) -> No
 
 def test_a_model_without_grouped_queries_is_told_so() -> None:
     assert any("keys and values of its own" in hint for hint in hints(analyse("bitnet_b1_58-large")))
-
-
-@pytest.mark.parametrize(
-    ("read_bytes_per_s", "operations_per_s", "expected"),
-    [
-        (20e9, 400e9, "memory-bound below a batch of about"),
-        (20e9, 40e9, "compute-bound even for one sequence"),
-        (20e9, 1e15, "memory-bound at every batch size"),
-    ],
-)
-def test_measured_ceilings_say_from_which_batch_on_a_host_is_compute_bound(
-    model: Model, read_bytes_per_s: float, operations_per_s: float, expected: str
-) -> None:
-    found = hints(model, read_bytes_per_s=read_bytes_per_s, operations_per_s=operations_per_s)
-    assert expected in found[-1]
-    assert len(found) == len(hints(model)) + 1
 
 
 def test_a_description_has_the_figures_a_reader_looks_for(model: Model) -> None:
