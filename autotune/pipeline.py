@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from autotune.bench import campaign as bench
 from autotune.bench.campaign import Progress
-from autotune.bench.plan import ceilings, describe_first_missing, plan
+from autotune.bench.plan import ceilings, describe, describe_first_missing, plan
 from autotune.costmodel.heldout import fit
 from autotune.costmodel.model import CostModel
 from autotune.errors import BenchmarkError, BudgetError, MemoryLimitError, ResultNotFoundError, StoreError
@@ -328,7 +328,9 @@ def _check_fits(model: Model, workload: Workload, host: Host) -> None:
 def _check_complete(campaign: Campaign, missing: str | None) -> None:
     if missing is None:
         return
-    failures = [failure for failure in campaign.failures() if failure.kind != "budget"]
+    failures = [
+        failure for failure in campaign.failures() if failure.kind != "budget" and describe(failure.point) == missing
+    ]
     if failures:
         raise BenchmarkError(
             f"{missing} could not be timed, and without it nothing can be decided: {failures[0].message}"

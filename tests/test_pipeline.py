@@ -241,6 +241,20 @@ def test_a_benchmark_that_failed_is_told(model: Path, measured: Result, monkeypa
         pipeline.measure(model, Options(), budget_s=1.0)
 
 
+def test_a_missing_product_is_not_blamed_on_another_ones_failure(
+    model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ceilings weren't reached in time, and products failed for reasons of their own."""
+    crashed = failed(measured.campaign, "crashed", "the worker died")
+    outcomes = tuple(
+        replace(failure, kind="budget") if failure.point.op in ("read", "peak") else failure
+        for failure in crashed.failures()
+    )
+    benchmark_gives(replace(crashed, outcomes=outcomes), monkeypatch)
+    with pytest.raises(BudgetError, match=r"it ended before read was timed"):
+        pipeline.measure(model, Options(), budget_s=1.0)
+
+
 def test_points_that_were_not_timed_are_noted(measured: Result) -> None:
     """One line for each kind of failure."""
     first, second, *rest = measured.campaign.measurements()[::-1]

@@ -92,8 +92,13 @@ def describe_first_missing(tasks: Sequence[Task], timed: Iterable[Point]) -> str
         point = task.point
         needed = point.op in ("read", "peak") or (point.op == "matmul" and point.m == 1)
         if needed and _without_threads(point) not in found:
-            return f"{point.op} {point.format} {point.n_out} x {point.k_in}" if point.op == "matmul" else point.op
+            return describe(point)
     return None
+
+
+def describe(point: Point) -> str:
+    """What a point times, in words that m and threads don't change."""
+    return f"{point.op} {point.format} {point.n_out} x {point.k_in}" if point.op == "matmul" else point.op
 
 
 def _without_threads(point: Point) -> tuple[str, str, int, int, int]:
