@@ -13,7 +13,7 @@ import msgspec
 
 from autotune.errors import ModelError
 from autotune.model.keys import MAX_CONTEXT, MAX_DIMENSION, MAX_LAYERS, MAX_VOCABULARY, Keys, shown
-from autotune.model.sites import holds, host_ternary_format, layer_shapes, make_site
+from autotune.model.sites import holds, host_lookup_format, host_ternary_format, layer_shapes, make_site
 from autotune.model.source import Source, digest, read_config
 from autotune.records import Attention, Layer, Model, Site
 from autotune.records.model import ActivationFunction
@@ -240,7 +240,10 @@ def _site_formats(
         return dict.fromkeys(shapes, weight_format)  # and the first site will say what is wrong
     if unheld:
         widths = ", ".join(f"{name} ({shapes[name][1]:,} columns)" for name in unheld)
-        notes.append(f"{weight_format} can't hold {widths}: taken as F16")
+        lookup = host_lookup_format(machine)
+        holds_all = all(holds(lookup, *shape) for shape in shapes.values())
+        advice = f"; --format {lookup} holds all" if holds_all else ""
+        notes.append(f"{weight_format} can't hold {widths}: taken as F16{advice}")
     return {name: "F16" if name in unheld else weight_format for name in shapes}
 
 

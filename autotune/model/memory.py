@@ -224,16 +224,18 @@ def _fits(model: Model, sequences: int, rows: int, context: int, usable_bytes: M
 
 
 def _in_other_formats(model: Model) -> Iterator[tuple[str, Model]]:
-    """The model in each smaller format that holds its sites.
+    """The model in each smaller format that holds its sites, the largest first.
 
     Ternary sites go to other ternary formats. A model without any stays without: weights that were not trained to be
-    ternary can't become so.
+    ternary can't become so. None goes to a lossy format.
     """
     sites = {site for layer in model.layers for site in layer.sites}
     ternary = {site for site in sites if get_format(site.format).ternary}
     replaced = ternary or sites
-    for name, other in FORMATS.items():
-        if other.ternary != bool(ternary) or not all(holds(name, site.n_out, site.k_in) for site in replaced):
+    for name, other in sorted(FORMATS.items(), key=lambda item: -item[1].bits_per_weight):
+        if other.ternary != bool(ternary) or other.lossy:
+            continue
+        if not all(holds(name, site.n_out, site.k_in) for site in replaced):
             continue
         changed = {site: msgspec.structs.replace(site, format=name) for site in replaced}
         layers = tuple(Layer(tuple(changed.get(site, site) for site in layer.sites)) for layer in model.layers)

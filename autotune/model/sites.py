@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 
 from autotune.errors import ModelError, UsageError
-from autotune.records import Attention, Site
+from autotune.records import Attention, Layer, Site
 from ternary_kernels.formats import get_format
 
 _ARM_MACHINES = ("aarch64", "arm64")
@@ -46,6 +47,11 @@ def host_ternary_format(machine: str | None = None) -> str:
     return "I2_S_ARM" if (machine or platform.machine()).lower() in _ARM_MACHINES else "I2_S"
 
 
+def host_lookup_format(machine: str | None = None) -> str:
+    """The format of bitnet.cpp's look-up kernels on a machine: TL1 on Arm, TL2 elsewhere."""
+    return "TL1" if host_ternary_format(machine) == "I2_S_ARM" else "TL2"
+
+
 def holds(weight_format: str, n_out: int, k_in: int) -> bool:
     """Whether a format can hold an (n_out, k_in) matrix."""
     try:
@@ -53,6 +59,16 @@ def holds(weight_format: str, n_out: int, k_in: int) -> bool:
     except ValueError:
         return False
     return True
+
+
+def lossy_notes(layers: Iterable[Layer]) -> list[str]:
+    """A note for each format of the layers that ternary weights can't be in unchanged."""
+    names = sorted({site.format for layer in layers for site in layer.sites})
+    return [
+        f"{name} is lossy on ternary weights: packing changes them, and with them what the model answers"
+        for name in names
+        if get_format(name).lossy
+    ]
 
 
 def make_site(where: str, name: str, n_out: int, k_in: int, weight_format: str) -> Site:

@@ -26,6 +26,7 @@ _BLOCK_BYTES_MANY_TOKENS = 4 << 20
 _MANY_TOKENS = 32
 _ROW_MULTIPLE = 8
 _EXACT_COLUMNS = (1 << 24) // 256
+_EXACT_TERNARY_COLUMNS = (1 << 24) // 128
 
 
 def _block_rows(k_in: int, m: int, n_out: int) -> int:
@@ -102,6 +103,53 @@ class NumpyI2S(Matmul):
             codes = block[: len(packed) - row]
             np.bitwise_and(packed[row : row + self._rows], self._masks, out=codes, casting="unsafe")
             np.matmul(codes.reshape(len(codes), -1), x, out=sums[row : row + self._rows])
+
+
+class NumpyUnpacked(Matmul):
+    """Any format that has no kernel of its own here: its own ``unpack_rows``, a block of rows at a time, then BLAS.
+
+    Sums of int8 activations times {-1, 0, +1} are exact in float32 over up to 2^17 columns; longer rows are summed in
+    segments. Where the scales of TQ1_0's or TQ2_0's blocks differ, sums are rounded as those of floats are.
+    """
+
+    kernel = "numpy"
+    formats = ("TL1", "TL2", "TQ1_0", "TQ2_0", "Q8_0", "Q6_K", "IQ2_S")
+
+    def __init__(self, format_name: str, n_out: int, k_in: int, m: int, team: Team) -> None:
+        super().__init__(format_name, n_out, k_in, m, team)
+        self._multiple = self.format.row_multiple(n_out, k_in)
+        self._rows = max(self._multiple, _block_rows(k_in, m, n_out) // self._multiple * self._multiple)
+
+    def _multiply(
+        self, x: Quantized | NDArray[np.float32], stored: NDArray[np.uint8], scale: float, out: NDArray[np.float32]
+    ) -> None:
+        shape = (self.n_out, self.k_in)
+        values = x.values if isinstance(x, Quantized) else x
+        columns = np.ascontiguousarray(values.T, np.float32)
+
+        def work(member: int) -> None:
+            first, last = share(self.n_out, self.team.threads, member, self._multiple)
+            for row in range(first, last, self._rows):
+                end = min(row + self._rows, last)
+                unpacked, block_scale = self.format.unpack_rows(stored, scale, shape, row, end)
+                weights = self.team.scratch(member, unpacked.shape)
+                np.copyto(weights, unpacked)
+                sums = self._exact_sums(weights, columns) if unpacked.dtype == np.int8 else weights @ columns
+                if isinstance(x, Quantized):
+                    rescale(sums.T, x.scale, block_scale)
+                out[:, row:end] = sums.T
+
+        self.team.run(work)
+
+    def _exact_sums(self, weights: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Integer sums (r, m) of rows (r, k_in) and columns (k_in, m), rounded once if they exceed 2^24."""
+        if self.k_in <= _EXACT_TERNARY_COLUMNS:
+            return weights @ columns
+        exact = np.zeros((len(weights), self.m), np.int32)
+        for start in range(0, self.k_in, _EXACT_TERNARY_COLUMNS):
+            part = slice(start, start + _EXACT_TERNARY_COLUMNS)
+            exact += (weights[:, part] @ columns[part]).astype(np.int32)
+        return exact.astype(np.float32)
 
 
 class NumpyFloat(Matmul):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ternary_kernels.activations import Quantized
+from ternary_kernels.formats import get_format
 from ternary_kernels.team import Team
 
 
@@ -12,6 +13,22 @@ def team(request):
     """Teams of 1, 2 and 5 threads: 5 are more than most of these problems have blocks of rows for."""
     with Team(request.param) as team:
         yield team
+
+
+@pytest.fixture(scope="session")
+def fit():
+    """Rounds a shape up to one that a format can hold: to whole blocks of columns and, where it must, of rows."""
+
+    def fit(name, n_out, k_in):
+        held = get_format(name)
+        k_in = max(-(-k_in // held.block) * held.block, 256 if name == "TL2" else 1)
+        try:
+            held.size_bytes(n_out, k_in)
+        except ValueError:
+            n_out = -(-n_out // 32) * 32
+        return n_out, k_in
+
+    return fit
 
 
 @pytest.fixture(scope="session")

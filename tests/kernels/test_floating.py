@@ -1,4 +1,4 @@
-"""F16 and F32 kernels: exact where float32 is, else within the rounding of float32 sums."""
+"""Kernels of unquantised and block-quantised weights: exact where float32 is, else within the rounding of its sums."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from ternary_kernels.formats import get_format
 from ternary_kernels.matmul import KERNELS, get_kernel
-from ternary_kernels.numpy_cpu import NumpyFloat
+from ternary_kernels.numpy_cpu import NumpyFloat, NumpyUnpacked
 
 DTYPES = {"F16": np.float16, "F32": np.float32}
+QUANTISED = ("Q8_0", "Q6_K", "IQ2_S")
 
 
-@pytest.fixture(scope="module", params=[key for key in KERNELS if not get_format(key[1]).ternary], ids="-".join)
+@pytest.fixture(scope="module", params=[key for key in KERNELS if key[1] in DTYPES], ids="-".join)
 def kernel(request):
     """A kernel's name and a floating-point format."""
     return request.param
@@ -39,8 +40,22 @@ def within_rounding(out, x, weights):
     return np.all(np.abs(out - x @ weights.T) <= bound)
 
 
-def test_the_numpy_kernel_is_among_those_tested():
+def test_the_numpy_kernels_are_among_those_tested():
     assert KERNELS["numpy", "F16"] is KERNELS["numpy", "F32"] is NumpyFloat
+    assert all(KERNELS["numpy", name] is NumpyUnpacked for name in QUANTISED)
+
+
+@pytest.mark.parametrize("m", [1, 2, 33])
+@pytest.mark.parametrize(("n_out", "k_in"), [(1, 256), (29, 512), (300, 2560)])
+@pytest.mark.parametrize("key", [key for key in KERNELS if key[1] in QUANTISED], ids="-".join)
+def test_quantised_weights_are_multiplied_as_they_unpack(key, team, n_out, k_in, m):
+    held = get_format(key[1])
+    rng = np.random.default_rng(m)
+    packed = held.pack(0.02 * rng.standard_normal((n_out, k_in), np.float32))
+    x = rng.standard_normal((m, k_in), np.float32)
+    out = np.full((m, n_out), np.nan, np.float32)
+    get_kernel(*key)(key[1], n_out, k_in, m, team)(x, packed, out)
+    assert within_rounding(out, x, held.unpack(packed, n_out, k_in)[0])
 
 
 @pytest.mark.parametrize("m", [1, 2, 31, 33])

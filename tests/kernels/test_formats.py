@@ -1,6 +1,8 @@
 """Formats: sizes exact to the byte, the published byte order, round trips, and what is refused."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ternary_kernels.formats import FORMATS, get_format
 TERNARY = ("I2_S", "I2_S_ARM")
 BLOCKS = {"I2_S": 128, "I2_S_ARM": 64}
 FLOATS = {"F16": np.float16, "F32": np.float32}
+UNSCALED = (*FLOATS, "Q8_0", "Q6_K", "IQ2_S")
 
 
 def published_order(weights, block):
@@ -38,18 +41,42 @@ def ternary_matrices(block):
         ("I2_S", 6912, 2560, 4_423_680 + 32),
         ("I2_S_ARM", 1, 64, 16 + 32),
         ("I2_S_ARM", 2560, 6912, 4_423_680 + 32),
+        ("TL1", 3200, 8640, 6_912_000 + 32),
+        ("TL2", 3200, 8640, 5_794_144 + 32),
+        ("TL2", 4096, 1536, 1_354_432 + 32),
+        ("TL2", 2560, 2560, 1_392_640 + 32),
+        ("TQ1_0", 1, 256, 54),
+        ("TQ1_0", 6912, 2560, 3_732_480),
+        ("TQ2_0", 1, 256, 66),
+        ("TQ2_0", 6912, 2560, 4_561_920),
+        ("IQ2_S", 6912, 2560, 5_667_840),
+        ("Q8_0", 1, 32, 34),
+        ("Q8_0", 128_256, 2560, 348_856_320),
+        ("Q6_K", 128_256, 2560, 269_337_600),
         ("F16", 128_256, 2560, 656_670_720),
         ("F16", 1, 1, 2),
         ("F32", 3, 5, 60),
     ],
 )
-def test_sizes_are_exact_with_the_tail_of_32_bytes(name, n_out, k_in, size_bytes):
+def test_sizes_are_exact_with_a_tail_where_there_is_one(name, n_out, k_in, size_bytes):
     assert get_format(name).size_bytes(n_out, k_in) == size_bytes
 
 
 @pytest.mark.parametrize(
     ("name", "gguf_type", "ternary", "bits_per_weight"),
-    [("I2_S", 36, True, 2), ("I2_S_ARM", 36, True, 2), ("F16", 1, False, 16), ("F32", 0, False, 32)],
+    [
+        ("I2_S", 36, True, 2),
+        ("I2_S_ARM", 36, True, 2),
+        ("TL1", 38, True, 2),
+        ("TL2", 39, True, 5 / 3),
+        ("TQ1_0", 34, True, 1.6875),
+        ("TQ2_0", 35, True, 2.0625),
+        ("IQ2_S", 22, False, 2.5625),
+        ("Q8_0", 8, False, 8.5),
+        ("Q6_K", 14, False, 6.5625),
+        ("F16", 1, False, 16),
+        ("F32", 0, False, 32),
+    ],
 )
 def test_a_format_knows_its_gguf_type_and_bits(name, gguf_type, ternary, bits_per_weight):
     found = get_format(name)
@@ -61,8 +88,31 @@ def test_a_format_knows_its_gguf_type_and_bits(name, gguf_type, ternary, bits_pe
     )
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_bits_are_those_of_a_large_matrix(name):
+    """1 % more where a format pads: TL2 counts 256 columns as pairs, however many are."""
+    bits = 8 * get_format(name).size_bytes(3072, 24_576) / (3072 * 24_576)
+    assert get_format(name).bits_per_weight <= bits < 1.01 * get_format(name).bits_per_weight
+
+
+def test_only_iq2_s_is_lossy():
+    assert [name for name, held in FORMATS.items() if held.lossy] == ["IQ2_S"]
+
+
+def test_the_formats_are_there_without_the_slow_gguf_library():
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, ternary_kernels.formats; print('gguf' in sys.modules)"],
+        cwd=next(iter(sys.modules["ternary_kernels"].__path__)) + "/..",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "False"
+
+
 def test_an_unknown_format_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match=r"'I2_M'.*expected one of I2_S, I2_S_ARM, F16, F32"):
+    names = "F16, F32, I2_S, I2_S_ARM, IQ2_S, Q6_K, Q8_0, TL1, TL2, TQ1_0, TQ2_0"
+    with pytest.raises(ValueError, match=rf"'I2_M'.*expected one of {names}$"):
         get_format("I2_M")
 
 
@@ -148,7 +198,7 @@ def test_each_byte_that_holds_a_code_3_is_refused(name):
     for byte in meaningless:
         packed = held.pack(np.zeros((2, 128), np.int8))
         packed[63] = byte
-        with pytest.raises(ValueError, match=rf"{name}: expected codes 0, 1 and 2, got a 3"):
+        with pytest.raises(ValueError, match=rf"{name}: expected codes of -1, 0 and \+1, got one that means nothing"):
             held.unpack(packed, 2, 128)
 
 
@@ -226,6 +276,11 @@ def test_what_is_unpacked_is_the_callers_own():
         ("I2_S_ARM", 4, 96, "I2_S_ARM needs k_in to be a multiple of 64, got 96"),
         ("I2_S", 0, 128, "at least 1 row and 1 column, got 0 x 128"),
         ("I2_S", 4, 0, "got 4 x 0"),
+        ("TQ1_0", 4, 128, "TQ1_0 needs k_in to be a multiple of 256, got 128"),
+        ("TQ2_0", 4, 3200, "TQ2_0 needs k_in to be a multiple of 256, got 3200"),
+        ("IQ2_S", 4, 3200, "IQ2_S needs k_in to be a multiple of 256, got 3200"),
+        ("Q6_K", 4, 3200, "Q6_K needs k_in to be a multiple of 256, got 3200"),
+        ("Q8_0", 4, 48, "Q8_0 needs k_in to be a multiple of 32, got 48"),
         ("F16", -1, 8, "got -1 x 8"),
         ("F32", 8, -8, "got 8 x -8"),
     ],
@@ -245,6 +300,9 @@ def test_shapes_a_format_cannot_hold_are_refused(name, n_out, k_in, message):
         ("I2_S_ARM", np.zeros((2, 128), np.uint8), "packs int8 weights, got uint8"),
         ("I2_S", np.full((2, 128), 2, np.int8), r"\{-1, 0, \+1\}, got values 2 to 2"),
         ("I2_S_ARM", np.full((2, 128), -2, np.int8), r"\{-1, 0, \+1\}, got values -2 to -2"),
+        ("TL1", np.zeros((32, 64)), "TL1 packs int8 weights, got float64"),
+        ("TQ2_0", np.full((2, 256), 2, np.int8), r"\{-1, 0, \+1\}, got values 2 to 2"),
+        ("Q6_K", np.zeros((2, 256), np.int8), "Q6_K packs floating-point weights, got int8"),
         ("F16", np.zeros((2, 2), np.int8), "packs floating-point weights, got int8"),
         ("F32", np.zeros(4, np.float32), "expected 2 dimensions"),
     ],
@@ -254,10 +312,10 @@ def test_weights_a_format_cannot_pack_are_refused(name, weights, message):
         get_format(name).pack(weights)
 
 
-@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("name", UNSCALED)
 def test_floating_point_formats_refuse_a_scale(name):
     with pytest.raises(ValueError, match=f"{name} stores no scale: expected 1.0, got 0.5"):
-        get_format(name).pack(np.ones((2, 2), np.float32), 0.5)
+        get_format(name).pack(np.ones((2, 256), np.float32), 0.5)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -273,9 +331,9 @@ def test_floating_point_formats_refuse_a_scale(name):
     ids=["short", "long", "int8", "matrix", "strided"],
 )
 def test_bytes_of_another_size_type_or_order_are_refused(name, spoil, got):
-    packed = get_format(name).pack(np.zeros((3, 128), np.int8 if get_format(name).ternary else np.float32))
-    with pytest.raises(ValueError, match=f"{name} 3 x 128: expected {len(packed)} contiguous uint8 bytes, got {got}"):
-        get_format(name).unpack(spoil(packed), 3, 128)
+    packed = get_format(name).pack(np.zeros((32, 256), np.int8 if get_format(name).ternary else np.float32))
+    with pytest.raises(ValueError, match=f"{name} 32 x 256: expected {len(packed)} contiguous uint8 bytes, got {got}"):
+        get_format(name).unpack(spoil(packed), 32, 256)
 
 
 @pytest.mark.parametrize(("name", "itemsize"), [("F16", 2), ("F32", 4)])
@@ -283,3 +341,18 @@ def test_floating_point_bytes_at_an_odd_address_are_refused(name, itemsize):
     misaligned = np.zeros(6 * itemsize + 1, np.uint8)[1:]
     with pytest.raises(ValueError, match=f"{name}: expected bytes aligned to {itemsize}, got an address 1 past"):
         get_format(name).unpack(misaligned, 2, 3)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_unpack_piece_by_piece_as_all_at_once(name):
+    held = get_format(name)
+    weights = np.random.default_rng(0).integers(-1, 2, (96, 512), np.int8)
+    packed = held.pack(weights if held.ternary else weights.astype(np.float32))
+    expected, scale = held.unpack(packed, 96, 512)
+    stored, stored_scale = held.split(packed, 96, 512)
+    assert np.shares_memory(stored, packed)
+    step = held.row_multiple(96, 512)
+    for first in range(0, 96, step):
+        rows, found = held.unpack_rows(stored, stored_scale, (96, 512), first, first + step)
+        assert np.array_equal(rows, expected[first : first + step])
+        assert found == scale

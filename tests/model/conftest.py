@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from ternary_kernels.formats import get_format
+from ternary_kernels.formats import FORMATS
 
 TINY_BITNET: dict[str, Any] = {
     "architectures": ["BitNetForCausalLM"],
@@ -145,7 +145,7 @@ def tiny_tensors(weights: int, vocabulary: int) -> dict[str, tuple[int, tuple[in
 
 def add_tensor(writer: GGUFWriter, name: str, type_id: int, shape: tuple[int, ...]) -> None:
     """Adds zeros of the type's exact size (2 bytes per weight for types that no test reads)."""
-    names = {I2_S: "I2_S", 0: "F32", 1: "F16"}
+    held = next((known for known in FORMATS.values() if known.gguf_type == type_id), None)
     rows, columns = (1, shape[0]) if len(shape) == 1 else (shape[0], int(np.prod(shape[1:])))
-    size = get_format(names[type_id]).size_bytes(rows, columns) if type_id in names else 2 * rows * columns
+    size = held.size_bytes(rows, columns) if held else 2 * rows * columns
     writer.add_tensor(name, np.zeros(size, np.int8), raw_shape=shape, raw_dtype=type_id)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autotune.errors import UsageError
+from autotune.errors import ModelError, UsageError
 from autotune.model.analyse import analyse
 from autotune.records import Model
 
@@ -39,8 +39,41 @@ def test_a_format_given_replaces_that_of_the_layers_but_not_of_the_ends(save: Sa
     assert model.embedding.format == "F16"
 
 
+@pytest.mark.parametrize("weight_format", ["TL1", "TL2", "Q8_0"])
+def test_any_format_that_holds_the_sites_may_be_given(save: Save, bitnet: dict[str, Any], weight_format: str) -> None:
+    model = analyse(save(bitnet), weight_format)
+    assert formats(model) == {weight_format}
+    assert not any("lossy" in note for note in model.notes)
+
+
+def test_a_format_given_that_is_lossy_is_noted(save: Save, bitnet: dict[str, Any]) -> None:
+    model = analyse(save(bitnet | {"intermediate_size": 512}), "IQ2_S")
+    assert formats(model) == {"IQ2_S"}
+    assert model.notes[-1].startswith("IQ2_S is lossy on ternary weights: ")
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "expected"),
+    [
+        ("TQ2_0", "the down matrix can't be stored: TQ2_0 needs k_in to be a multiple of 256, got 384"),
+        ("IQ2_S", "the down matrix can't be stored: IQ2_S needs k_in to be a multiple of 256, got 384"),
+    ],
+)
+def test_a_format_given_must_hold_the_sites(
+    save: Save, bitnet: dict[str, Any], weight_format: str, expected: str
+) -> None:
+    with pytest.raises(ModelError, match=expected):
+        analyse(save(bitnet), weight_format)
+
+
+def test_what_no_ternary_format_holds_is_taken_as_f16(save: Save, bitnet: dict[str, Any]) -> None:
+    model = analyse(save(bitnet | {"intermediate_size": 400}), machine="x86_64")
+    assert [site.format for site in model.layers[0].sites] == ["I2_S"] * 6 + ["F16"]
+    assert model.notes[-1] == "I2_S can't hold down (400 columns): taken as F16"
+
+
 def test_an_unknown_format_names_the_known_ones(save: Save, bitnet: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"--format: unknown weight format 'Q9_X': expected one of I2_S.*F16"):
+    with pytest.raises(UsageError, match=r"--format: unknown weight format 'Q9_X': expected one of F16.*I2_S.*TQ2_0"):
         analyse(save(bitnet), "Q9_X")
 
 

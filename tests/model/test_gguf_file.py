@@ -63,6 +63,43 @@ def test_i2_s_is_taken_in_the_machines_layout_and_the_model_says_so(save_gguf: S
     assert "taken as I2_S_ARM" in model.notes[0]
 
 
+WIDE = {
+    f"blk.{index}.{name}.weight": shape
+    for index in (0, 1)
+    for name, shape in {"ffn_gate": (512, 256), "ffn_up": (512, 256), "ffn_down": (256, 512)}.items()
+}
+"""A feed-forward of whole blocks of 256, which the small file's own isn't."""
+
+
+@pytest.mark.parametrize(("weight_format", "type_id"), [("TL1", 38), ("TL2", 39)])
+def test_a_bitnet_file_of_lut_weights(save_gguf: SaveGguf, weight_format: str, type_id: int) -> None:
+    """The converter writes each matrix' scale as a tensor of its own besides; it is counted with the norms."""
+    scales = {f"blk.{index}.attn_q.weight_scale": (F32, (1,)) for index in (0, 1)}
+    model = analyse(save_gguf(weights=type_id, tensors=scales))
+    assert {site.format for layer in model.layers for site in layer.sites} == {weight_format}
+    assert model.norm_bytes == analyse(save_gguf("plain.gguf")).norm_bytes + 2 * 4
+    assert not model.notes
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bitnet"])
+@pytest.mark.parametrize(
+    ("weight_format", "type_id"), [("TQ1_0", 34), ("TQ2_0", 35), ("IQ2_S", 22), ("Q6_K", 14), ("Q8_0", 8)]
+)
+def test_a_file_of_upstream_types(save_gguf: SaveGguf, weight_format: str, type_id: int, architecture: str) -> None:
+    path = save_gguf(
+        architecture=architecture,
+        metadata={f"{architecture}.feed_forward_length": 512},
+        weights=type_id,
+        tensors={name: (type_id, shape) for name, shape in WIDE.items()} | {"token_embd.weight": (14, (1000, 256))},
+    )
+    model = analyse(path)
+    assert {site.format for layer in model.layers for site in layer.sites} == {weight_format}
+    assert (model.embedding.format, model.head.format) == ("Q6_K", "Q6_K")
+    stored = sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
+    assert sum(map(weight_bytes, model.layers)) + site_bytes(model.embedding) + model.norm_bytes == stored
+    assert any("IQ2_S is lossy" in note for note in model.notes) == (weight_format == "IQ2_S")
+
+
 def test_a_file_with_an_output_matrix_is_not_tied(save_gguf: SaveGguf) -> None:
     path = save_gguf(tensors={"output.weight": (F32, (1000, 256)), "rope_freqs.weight": (F32, (32,))})
     untied, tied = analyse(path), analyse(save_gguf("tied.gguf"))
@@ -126,7 +163,11 @@ def test_a_format_asked_for_must_hold_the_sites(save_gguf: SaveGguf) -> None:
         ),
         ({"weights": 38, "architecture": "llama"}, "expected type id 38 (TL1) only where"),
         ({"weights": 39, "architecture": "llama"}, "got it with llama, where it is MXFP4, which isn't supported"),
-        ({"weights": 39}, "tensor blk.0.attn_q.weight: expected one of F32 (0), F16 (1), I2_S (36), got TL2 (39)"),
+        (
+            {"weights": 37},
+            "tensor blk.0.attn_q.weight: expected one of F32 (0), F16 (1), Q8_0 (8), Q6_K (14), IQ2_S (22), "
+            "TQ1_0 (34), TQ2_0 (35), I2_S (36), TL1 (38), TL2 (39), got I8_S (37)",
+        ),
         ({"weights": Q4_K, "architecture": "llama"}, "got Q4_K (12)"),
         ({"weights": BF16, "architecture": "llama"}, "got BF16 (30)"),
         ({"architecture": "mamba"}, "general.architecture: expected one of bitnet, bitnet-25, bitnet-b1.58, llama"),

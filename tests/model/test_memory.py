@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from autotune.model.memory import (
     what_would_fit,
 )
 from autotune.records import Configuration, Model, Workload
-from ternary_kernels.formats import FORMATS, I2S
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +138,12 @@ def test_too_long_a_context_is_told_the_context_that_fits(tied: Model) -> None:
         assert (use.total_bytes <= use.available_bytes) == fits
 
 
-def test_a_smaller_format_is_named_only_where_the_weights_can_be_in_it(tied: Model) -> None:
+def test_smaller_formats_are_named_only_where_the_weights_can_be_in_them(tied: Model) -> None:
+    """The largest first; no ternary one for weights that aren't, and none that is lossy."""
     f32, f16 = (analyse("bitnet-b1.58-2B-4T", name) for name in ("F32", "F16"))
     text = what_would_fit(f32, server(), {"cpu": 6_000_000_000}, {"cpu": 0})
-    assert text.endswith(": the weight format F16 (model 4.83 GB) would fit")
-    assert "I2_S" not in text
+    formats = ("F16 (model 4.83 GB)", "Q8_0 (model 2.88 GB)", "Q6_K (model 2.38 GB)")
+    assert text.endswith(f": {' or '.join(f'the weight format {name}' for name in formats)} would fit")
     (use,) = plan(f16, configuration({"cpu": 30}, "cpu", 1, 32), 2048, {"cpu": 0}, {"cpu": 0})
     assert 4_900_000_000 < use.total_bytes < 6_000_000_000
     assert "F16" not in what_would_fit(f32, server(), {"cpu": 4_900_000_000}, {"cpu": 0})
@@ -156,25 +154,36 @@ def test_nothing_that_fits_is_said_plainly(tied: Model) -> None:
     assert text.endswith(": no shorter context and no other format would fit")
 
 
-def test_a_ternary_model_is_told_a_smaller_ternary_format(tied: Model, smaller_format: str) -> None:
-    text = what_would_fit(tied, server(), {"cpu": 1_250_000_000}, {"cpu": 0})
-    assert f"the weight format {smaller_format} (model 1.08 GB)" in text
-    assert "F16" not in text
+def test_a_ternary_model_is_told_the_smaller_ternary_formats(tied: Model) -> None:
+    text = what_would_fit(tied, server(), {"cpu": 1_300_000_000}, {"cpu": 0})
+    assert "the weight format TQ1_0 (model 1.11 GB) or the weight format TL2 (model 1.11 GB) would fit" in text
+    assert "IQ2_S" not in text
 
 
-@pytest.fixture
-def smaller_format() -> Iterator[str]:
-    """A ternary format of 1.6 bits per weight, as a later registry may have."""
+def test_a_smaller_format_must_hold_every_site() -> None:
+    """bitnet_b1_58-3B's 3,200 columns are no multiple of TQ1_0's 256."""
+    large = analyse("bitnet_b1_58-3B", machine="x86_64")
+    text = what_would_fit(large, server(), {"cpu": 2_900_000_000}, {"cpu": 0})
+    assert "weight format TL2" in text
+    assert "TQ1_0" not in text
 
-    class Packed(I2S):
-        name = "PACKED"
-        bits_per_weight = 1.6
 
-        def _size(self, n_out: int, k_in: int) -> int:
-            return n_out * k_in // 5
-
-    yield Packed.name
-    del FORMATS[Packed.name]
+@pytest.mark.parametrize(
+    ("weight_format", "layers_bytes"),
+    [
+        ("I2_S", 521_011_200 + 210 * 32),
+        ("TL1", 521_011_200 + 210 * 32),
+        ("TL2", 30 * (2 * 1_392_672 + 2 * 348_192 + 2 * 3_760_160 + 3_713_760)),
+        ("TQ1_0", 2_084_044_800 // 256 * 54),
+        ("TQ2_0", 2_084_044_800 // 256 * 66),
+        ("IQ2_S", 2_084_044_800 // 256 * 82),
+        ("Q6_K", 2_084_044_800 // 256 * 210),
+        ("Q8_0", 2_084_044_800 // 32 * 34),
+    ],
+)
+def test_the_layers_of_2b_4t_take_the_exact_bytes_of_each_format(weight_format: str, layers_bytes: int) -> None:
+    model = analyse("bitnet-b1.58-2B-4T", weight_format, machine="x86_64")
+    assert sum(map(weight_bytes, model.layers)) == layers_bytes
 
 
 def test_advice_for_several_devices_is_what_a_split_of_layers_can_do(tied: Model) -> None:

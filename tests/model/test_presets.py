@@ -69,5 +69,7 @@ def test_what_i2_s_cannot_hold_falls_back_to_f16_and_says_so() -> None:
     """bitnet_b1_58-3B's down matrix has 8,640 columns: 67.5 blocks of 128, but 135 of Arm's 64."""
     x86, arm = (analyse("bitnet_b1_58-3B", machine=machine) for machine in ("x86_64", "aarch64"))
     assert [site.format for site in x86.layers[0].sites] == ["I2_S"] * 6 + ["F16"]
-    assert "I2_S can't hold down (8,640 columns): taken as F16" in " ".join(x86.notes)
+    assert "I2_S can't hold down (8,640 columns): taken as F16; --format TL2 holds all" in " ".join(x86.notes)
     assert {site.format for site in arm.layers[0].sites} == {"I2_S_ARM"}
+    tl2 = analyse("bitnet_b1_58-3B", "TL2", machine="x86_64")
+    assert {site.format for site in tl2.layers[0].sites} == {"TL2"}

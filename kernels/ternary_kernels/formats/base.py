@@ -1,6 +1,6 @@
 """The format registry: how a site's weights lie in memory, exact to the byte.
 
-A format implements ``_size``, ``_pack`` and ``_unpack``; the base class owns shapes, dtypes and checks.
+A format implements ``_size``, ``_pack``, ``_split`` and ``_unpack_rows``; the base class owns shapes and checks.
 Weights are (n_out, k_in): n_out output rows of k_in input columns.
 """
 
@@ -25,7 +25,7 @@ def get_format(name: str) -> Format:
     try:
         return FORMATS[name]
     except KeyError:
-        raise ValueError(f"unknown weight format {name!r}: expected one of {', '.join(FORMATS)}") from None
+        raise ValueError(f"unknown weight format {name!r}: expected one of {', '.join(sorted(FORMATS))}") from None
 
 
 class Format(ABC):
@@ -37,6 +37,7 @@ class Format(ABC):
         ternary: Whether the weights are {-1, 0, +1} times one scale, multiplied by int8 activations.
         bits_per_weight: Bits per weight of a large matrix, without the tail.
         block: Columns that are stored together; k_in must be a multiple of it.
+        lossy: Whether packing changes ternary weights: what is unpacked isn't what was packed.
     """
 
     name: ClassVar[str]
@@ -44,10 +45,12 @@ class Format(ABC):
     ternary: ClassVar[bool]
     bits_per_weight: ClassVar[float]
     block: ClassVar[int] = 1
+    lossy: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        FORMATS[cls.name] = cls()
+        if "name" in vars(cls):  # a class without one of its own is a base of formats
+            FORMATS[cls.name] = cls()
 
     def size_bytes(self, n_out: int, k_in: int) -> int:
         """Exact size of a packed (n_out, k_in) matrix, tail included.
@@ -63,14 +66,14 @@ class Format(ABC):
 
         Args:
             weights: (n_out, k_in); int8 in {-1, 0, +1} for a ternary format, else floating point.
-            scale: Factor of all weights; only ternary formats store one.
+            scale: Factor of all weights; only ternary formats store one, TQ1_0 and TQ2_0 as float16.
 
         Returns:
             uint8, shape (size_bytes(n_out, k_in),). Where the weights already lie as the format stores them
             (float16 for F16), these are their own bytes, not a copy.
 
         Raises:
-            ValueError: Wrong rank, shape, dtype or values.
+            ValueError: Wrong rank, shape, dtype or values, or a scale that the format doesn't store.
         """
         if weights.ndim != 2:
             raise ValueError(f"{self.name} packs a matrix: expected 2 dimensions, got shape {weights.shape}")
@@ -83,6 +86,8 @@ class Format(ABC):
                 raise ValueError(f"{self.name} packs weights in {{-1, 0, +1}}, got {got}")
         elif not np.issubdtype(weights.dtype, np.floating):
             raise ValueError(f"{self.name} packs floating-point weights, got {weights.dtype}")
+        elif scale != 1.0:
+            raise ValueError(f"{self.name} stores no scale: expected 1.0, got {scale}")
         return self._pack(weights, scale)
 
     def unpack(self, data: Bytes, n_out: int, k_in: int) -> tuple[NDArray[Any], float]:
@@ -99,12 +104,20 @@ class Format(ABC):
 
         Raises:
             ValueError: ``data`` has another dtype or size, isn't contiguous or aligned to the stored type,
-                or holds codes that mean nothing.
+                or holds codes that mean nothing or, for a ternary format, blocks whose scales differ.
         """
-        return self._unpack(*self.split(data, n_out, k_in))
+        stored, scale = self.split(data, n_out, k_in)
+        weights, scale = self._unpack_rows(stored, scale, (n_out, k_in), 0, n_out)
+        if self.ternary and weights.dtype != np.int8:
+            sizes = np.abs(weights[weights != 0])
+            got = f"{sizes.min():g} to {sizes.max():g}"
+            raise ValueError(f"{self.name}: expected one scale in all blocks of a ternary matrix, got {got}")
+        if self.ternary and weights.max() > 1:
+            raise ValueError(f"{self.name}: expected codes of -1, 0 and +1, got one that means nothing")
+        return weights, scale
 
     def split(self, data: Bytes, n_out: int, k_in: int) -> tuple[NDArray[Any], float]:
-        """View packed bytes as kernels read them: rows of stored units, without a copy, and the scale.
+        """View packed bytes as kernels read them, without a copy, and the scale.
 
         Args:
             data: uint8, shape (size_bytes(n_out, k_in),), C-contiguous.
@@ -112,8 +125,9 @@ class Format(ABC):
             k_in: Columns.
 
         Returns:
-            A view of the rows, uint8 (n_out, k_in / 4) for I2_S, else floating point (n_out, k_in); and the
-            scale that multiplies the weights.
+            A view of the weights without the tail: floating point (n_out, k_in) for F16 and F32, flat uint8 for TL1
+            and TL2, which interleave rows, else uint8 (n_out, bytes per row). And the scale that multiplies the
+            weights: 1 for formats whose blocks carry scales of their own.
 
         Raises:
             ValueError: As for ``unpack``, but codes are not looked at.
@@ -125,6 +139,28 @@ class Format(ABC):
                 f"got {data.dtype} of shape {data.shape}"
             )
         return self._split(data, n_out, k_in)
+
+    def row_multiple(self, n_out: int, k_in: int) -> int:  # noqa: ARG002 - what formats that interleave rows need
+        """Rows of an (n_out, k_in) matrix that are stored together: 1, or a tile's."""
+        return 1
+
+    def unpack_rows(
+        self, stored: NDArray[Any], scale: float, shape: tuple[int, int], first: int, last: int
+    ) -> tuple[NDArray[Any], float]:
+        """Read rows ``[first, last)`` back; the work of ``unpack``, piece by piece and without its checks.
+
+        Args:
+            stored: What ``split`` returned.
+            scale: The scale that ``split`` returned.
+            shape: (n_out, k_in) of the whole matrix.
+            first: A multiple of ``row_multiple``.
+            last: A multiple of ``row_multiple``.
+
+        Returns:
+            As for ``unpack``, for these rows alone. A code that means nothing gives a weight that means nothing, 2 or
+            more. Ternary rows whose blocks' scales differ come as float32, multiplied by them, with a scale of 1.
+        """
+        return self._unpack_rows(stored, scale, shape, first, last)
 
     def _check_shape(self, n_out: int, k_in: int) -> None:
         if n_out < 1 or k_in < 1:
@@ -142,97 +178,6 @@ class Format(ABC):
     def _split(self, data: Bytes, n_out: int, k_in: int) -> tuple[NDArray[Any], float]: ...
 
     @abstractmethod
-    def _unpack(self, rows: NDArray[Any], scale: float) -> tuple[NDArray[Any], float]: ...
-
-
-class I2S(Format):
-    """Two bits a weight, code = w + 1, four weights a byte, one float32 scale in a 32-byte tail; x86 layout.
-
-    128 weights lie in 32 bytes: weight j in byte j % 32, shifted left by 6 - 2 (j // 32). This is the layout of
-    the default build (ACT_PARALLEL); one built without it puts four rows into a byte instead.
-    Source: microsoft/BitNet 16da220, src/ggml-bitnet-mad.cpp, quantize_i2_s.
-    """
-
-    name = "I2_S"
-    gguf_type = 36
-    ternary = True
-    bits_per_weight = 2.0
-    block = 128
-    _tail_bytes: ClassVar[int] = 32
-
-    def _size(self, n_out: int, k_in: int) -> int:
-        return n_out * k_in // 4 + self._tail_bytes
-
-    def _pack(self, weights: NDArray[Any], scale: float) -> Bytes:
-        n_out, k_in = weights.shape
-        planes = (weights + 1).astype(np.uint8).reshape(n_out, k_in // self.block, 4, self.block // 4)
-        packed = planes[:, :, 0] << 6 | planes[:, :, 1] << 4 | planes[:, :, 2] << 2 | planes[:, :, 3]
-        tail = np.zeros(self._tail_bytes, np.uint8)
-        tail[:4] = np.array([scale], np.float32).view(np.uint8)
-        return np.concatenate([packed.reshape(-1), tail])
-
-    def _split(self, data: Bytes, n_out: int, k_in: int) -> tuple[NDArray[Any], float]:
-        codes = data[: -self._tail_bytes].reshape(n_out, k_in // 4)
-        return codes, float(np.frombuffer(data, np.float32, 1, offset=n_out * k_in // 4)[0])
-
-    def _unpack(self, rows: NDArray[Any], scale: float) -> tuple[NDArray[Any], float]:
-        n_out, row_bytes = rows.shape
-        packed = rows.reshape(n_out, -1, 1, self.block // 4)
-        codes = packed >> np.array([6, 4, 2, 0], np.uint8).reshape(4, 1) & 3
-        if codes.max(initial=0) > 2:
-            raise ValueError(f"{self.name}: expected codes 0, 1 and 2, got a 3")
-        return codes.astype(np.int8).reshape(n_out, row_bytes * 4) - 1, scale
-
-
-class I2SArm(I2S):
-    """I2_S as Arm builds lay it out.
-
-    64 weights lie in 16 bytes: weight j in byte j % 16, shifted left by 6 - 2 (j // 16). A file written for one
-    architecture is not a file for the other. Source: as for ``I2S``.
-    """
-
-    name = "I2_S_ARM"
-    block = 64
-
-
-class F16(Format):
-    """IEEE half precision, row after row."""
-
-    name = "F16"
-    gguf_type = 1
-    ternary = False
-    bits_per_weight = 16.0
-    dtype: ClassVar[type[np.floating[Any]]] = np.float16
-
-    def _size(self, n_out: int, k_in: int) -> int:
-        return n_out * k_in * np.dtype(self.dtype).itemsize
-
-    def _pack(self, weights: NDArray[Any], scale: float) -> Bytes:
-        if scale != 1.0:
-            raise ValueError(f"{self.name} stores no scale: expected 1.0, got {scale}")
-        with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(weights, self.dtype)
-        if not np.isfinite(stored).all():
-            limit = np.finfo(self.dtype).max
-            raise ValueError(f"{self.name} packs finite weights of magnitude up to {limit:g}, got others")
-        return stored.view(np.uint8).reshape(-1)
-
-    def _split(self, data: Bytes, n_out: int, k_in: int) -> tuple[NDArray[Any], float]:
-        itemsize = np.dtype(self.dtype).itemsize
-        if misaligned := data.ctypes.data % itemsize:
-            raise ValueError(
-                f"{self.name}: expected bytes aligned to {itemsize}, got an address {misaligned} past a multiple"
-            )
-        return data.view(self.dtype).reshape(n_out, k_in), 1.0
-
-    def _unpack(self, rows: NDArray[Any], scale: float) -> tuple[NDArray[Any], float]:
-        return rows.copy(), scale
-
-
-class F32(F16):
-    """IEEE single precision, row after row."""
-
-    name = "F32"
-    gguf_type = 0
-    bits_per_weight = 32.0
-    dtype = np.float32
+    def _unpack_rows(
+        self, stored: NDArray[Any], scale: float, shape: tuple[int, int], first: int, last: int
+    ) -> tuple[NDArray[Any], float]: ...
