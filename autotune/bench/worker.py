@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import IO
 
 import psutil
@@ -23,8 +23,12 @@ from msgspec.structs import replace
 from autotune.bench import numerics
 from autotune.bench.messages import Block, Event, Failed, Finished, Job, Prepared, Ready, Started, encoder, job_decoder
 from autotune.bench.plan import Task
+from autotune.bench.rivals import gates, rivals
 from autotune.bench.sampler import Candidate, Sample, Sampler, stopping
-from autotune.bench.subjects import Arena, Subjects
+from autotune.bench.subjects import Subjects
+from ternary_kernels.arena import Arena
+from ternary_kernels.backends import get_backend
+from ternary_kernels.matmul import get_kernel
 from ternary_kernels.team import Team
 
 _OVERTIME_S = 1.0
@@ -67,13 +71,26 @@ def main() -> None:
     _end_with_parent(job.end)
     for module in job.kernel_modules:
         importlib.import_module(module)
+    _import_kernels(job.tasks)
     send(Ready(psutil.Process().memory_info().rss))
     with ExitStack() as stack:
         counts = sorted({task.point.threads for task in job.tasks})
         teams = {count: stack.enter_context(Team(count, job.cpus)) for count in counts}
-        out = numerics.check(job.tasks, job.skip, teams, send) | set(job.skip)
+        out = numerics.Checker(teams, send).check(job.tasks, job.skip) | set(job.skip)
         _sample(job, teams, out, send)
     send(Finished())
+
+
+def _import_kernels(tasks: Sequence[Task]) -> None:
+    """Import what the tasks need, so that it counts as the runtime's own memory; the check tells what can't be had."""
+    for kernel, weight_format in {
+        (task.point.kernel, task.point.format) for task in tasks if task.point.op == "matmul"
+    }:
+        with suppress(Exception):
+            get_kernel(kernel, weight_format)
+    for kernel in {task.point.kernel for task in tasks if task.point.op != "matmul"}:
+        with suppress(Exception):
+            get_backend(kernel)
 
 
 def _sample(job: Job, teams: Mapping[int, Team], out: Collection[int], send: Send) -> None:
@@ -90,7 +107,7 @@ def _sample(job: Job, teams: Mapping[int, Team], out: Collection[int], send: Sen
     for index, task in enumerate(job.tasks):
         if index in out:
             continue
-        send(Started((index,), None))
+        send(Started((index,), None, compiles=True))
         try:
             call = subjects.build(task)
         except Exception as error:
@@ -101,6 +118,7 @@ def _sample(job: Job, teams: Mapping[int, Team], out: Collection[int], send: Sen
         candidate.done = stopping(samples) is not None
         tasks.append(index)
         candidates.append(candidate)
+    _introduce(job.tasks, tasks, candidates)
     reporter = Reporter(send, tasks)
     control = _choose_control([job.tasks[index] for index in tasks], candidates, reporter)
     if control is None:
@@ -111,6 +129,16 @@ def _sample(job: Job, teams: Mapping[int, Team], out: Collection[int], send: Sen
     gc.collect()
     gc.disable()
     Sampler(candidates, control, deadline, reporter, seed=job.seed).run()
+
+
+def _introduce(all_tasks: Sequence[Task], tasks: Sequence[int], candidates: Sequence[Candidate]) -> None:
+    """Tell candidates whom they compete with; ``tasks`` are their tasks' indices. Who isn't there doesn't compete."""
+    places = {task: place for place, task in enumerate(tasks)}
+    points = [task.point for task in all_tasks]
+    opposed, spared_by = rivals(points), gates(points)
+    for task, candidate in zip(tasks, candidates, strict=True):
+        candidate.rivals = [places[rival] for rival in opposed[task] if rival in places]
+        candidate.gates = [places[gate] for gate in spared_by[task] if gate in places]
 
 
 def _choose_control(tasks: Sequence[Task], candidates: Sequence[Candidate], reporter: Reporter) -> int | None:

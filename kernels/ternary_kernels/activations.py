@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+FLOOR = np.float32(1e-5)
+"""Least magnitude that counts as a token's largest: noise is not blown up."""
+
 
 class Quantized(NamedTuple):
     """Activations of m tokens as int8 with one scale per token: x is about ``values / scale[:, None]``.
@@ -34,12 +37,23 @@ def quantize(x: NDArray[np.float32]) -> Quantized:
 
     Source: transformers, integrations/bitnet.py, BitLinear.activation_quant.
     """
-    if x.dtype != np.float32 or x.ndim != 2:
-        raise ValueError(f"activations: expected float32 of shape (m, k_in), got {x.dtype} of shape {x.shape}")
+    check_activations(x)
     # Two reductions read x twice but allocate nothing; np.abs(x).max() would write a copy of x.
     absmax = np.maximum(x.max(axis=1), -x.min(axis=1))
-    scale = np.float32(127.0) / np.maximum(absmax, np.float32(1e-5))
+    scale = np.float32(127.0) / np.maximum(absmax, FLOOR)
     scaled = x * scale[:, None]
     np.rint(scaled, out=scaled)
     np.clip(scaled, -128, 127, out=scaled)
     return Quantized(scaled.astype(np.int8), scale)
+
+
+def check_activations(x: NDArray[np.float32]) -> None:
+    """Refuse what can't be quantised.
+
+    Raises:
+        ValueError: Another dtype or rank, or no columns.
+    """
+    if x.dtype != np.float32 or x.ndim != 2:
+        raise ValueError(f"activations: expected float32 of shape (m, k_in), got {x.dtype} of shape {x.shape}")
+    if not x.shape[1]:
+        raise ValueError(f"activations: expected at least one column, got shape {x.shape}")

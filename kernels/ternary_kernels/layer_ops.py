@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ from ternary_kernels.team import Team, share
 
 Floats = NDArray[np.float32]
 Halves = NDArray[np.float16]
+Activation = Literal["silu", "relu2", "gelu"]
+
+EPSILON = 1e-5
+"""Added to a mean square before its root is taken."""
 
 _CONTEXT_BLOCK = 1024
 """Keys widened at once: with 128 elements each they fill half a megabyte."""
@@ -58,7 +62,8 @@ class Attention:
             ``out``.
 
         Raises:
-            ValueError: A shape or dtype differs; names what was expected and what came.
+            ValueError: A shape or dtype differs, an array isn't contiguous, or ``out`` is read-only; names what was
+                expected and what came.
         """
         operands: tuple[tuple[str, NDArray[Any], tuple[int, ...], type[np.floating[Any]]], ...] = (
             ("query", query, self.shape, np.float32),
@@ -67,11 +72,18 @@ class Attention:
             ("out", out, self.shape, np.float32),
         )
         for name, array, shape, dtype in operands:
-            if array.shape != shape or array.dtype != dtype:
+            if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+                order = "" if array.flags.c_contiguous else "non-contiguous "
                 raise ValueError(
                     f"attention {name}: expected {np.dtype(dtype)} of shape {shape}, "
-                    f"got {array.dtype} of shape {array.shape}"
+                    f"got {order}{array.dtype} of shape {array.shape}"
                 )
+        if not out.flags.writeable:
+            raise ValueError("attention out: expected an array that can be written to, got a read-only one")
+        self._attend(query, keys, values, out)
+        return out
+
+    def _attend(self, query: Floats, keys: Halves, values: Halves, out: Floats) -> None:
         m, heads, head_dim = self.shape
         kv_heads, tokens, _ = self.cache_shape
         group = heads // kv_heads
@@ -103,10 +115,9 @@ class Attention:
                 out[:, mine] = mixed.reshape(group, m, head_dim).swapaxes(0, 1)
 
         self.team.run(work)
-        return out
 
 
-def rms_norm(x: Floats, weight: Floats, epsilon: float = 1e-5) -> Floats:
+def rms_norm(x: Floats, weight: Floats, epsilon: float = EPSILON) -> Floats:
     """Root-mean-square norm of each token: x (m, n), weight (n,), to (m, n)."""
     mean_square = np.einsum("mn,mn->m", x, x) / np.float32(x.shape[1])
     normed: Floats = x * (1 / np.sqrt(mean_square + np.float32(epsilon)))[:, None]
@@ -121,7 +132,7 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2)
 
 
-def gate(gated: Floats, up: Floats, activation: Literal["silu", "relu2", "gelu"]) -> Floats:
+def gate(gated: Floats, up: Floats, activation: Activation) -> Floats:
     """activation(gated) * up, both (m, n)."""
     if activation == "relu2":
         active = np.square(np.maximum(gated, 0))
@@ -138,8 +149,8 @@ class SmallOps:
 
     Norm and quantisation for q, k, v; rotation of q and k; norm and quantisation for o; residual; norm and
     quantisation for gate and up; the gate; norm and quantisation for down; residual. The inputs are random and
-    drawn once: what is timed depends on the shapes alone. They run on the calling thread alone: handing them to
-    a team would cost more than they do.
+    drawn once: what is timed depends on the shapes alone. One token runs on the calling thread: handing it to a team
+    would cost more than it does.
 
     Args:
         hidden_size: Width of the residual stream.
@@ -149,6 +160,7 @@ class SmallOps:
         head_dim: Elements per head, even.
         activation: The gate's function.
         m: Tokens.
+        team: Shares the tokens if there are several; None: the calling thread does all.
     """
 
     def __init__(
@@ -158,10 +170,12 @@ class SmallOps:
         heads: int,
         kv_heads: int,
         head_dim: int,
-        activation: Literal["silu", "relu2", "gelu"],
+        activation: Activation,
         m: int,
+        team: Team | None = None,
     ) -> None:
         self._activation = activation
+        self._team = team if m > 1 else None
         rng = np.random.default_rng(0)
         angles = rng.random((m, head_dim // 2), np.float32)
         self._cos, self._sin = np.cos(angles), np.sin(angles)
@@ -169,18 +183,58 @@ class SmallOps:
         self._query = rng.standard_normal((m, heads, head_dim), np.float32)
         self._key = rng.standard_normal((m, kv_heads, head_dim), np.float32)
         self._gated = rng.standard_normal((m, intermediate_size), np.float32)
-        self._norms = [np.ones(width, np.float32) for width in (hidden_size, heads * head_dim, intermediate_size)]
+        widths = hidden_size, heads * head_dim, intermediate_size
+        self._norms = [np.ones(width, np.float32) for width in widths]
+        self._inputs = Inputs(*(room(m, width) for width in (hidden_size, heads * head_dim, hidden_size, widths[2])))
 
-    def __call__(self) -> tuple[Quantized, Quantized, Quantized, Quantized]:
-        """Run them; returns the activations that q/k/v, o, gate/up and down would take."""
+    def __call__(self) -> Inputs:
+        """Run them; returns what the layer's products would take, which the next call overwrites."""
+        m = len(self._stream)
+        team = self._team
+        if team is None:
+            self._run(0, m)
+        else:
+            team.run(lambda member: self._run(*share(m, team.threads, member)))
+        return self._inputs
+
+    def _run(self, first: int, last: int) -> None:
+        """Those of tokens ``[first, last)``."""
+        if first == last:
+            return
+        mine = slice(first, last)
         stream_norm, attention_norm, gate_norm = self._norms
-        into_attention = quantize(rms_norm(self._stream, stream_norm))
-        rotated = rotate(self._query, self._cos, self._sin)
-        rotate(self._key, self._cos, self._sin)
-        into_output = quantize(rms_norm(rotated.reshape(len(rotated), -1), attention_norm))
-        stream = self._stream + self._stream
-        into_gate = quantize(rms_norm(stream, stream_norm))
-        gated = gate(self._gated, self._gated, self._activation)
-        into_down = quantize(rms_norm(gated, gate_norm))
-        stream += self._stream
-        return into_attention, into_output, into_gate, into_down
+        stream, cos, sin = self._stream[mine], self._cos[mine], self._sin[mine]
+
+        def put(target: Quantized, normed: Floats) -> None:
+            target.values[mine], target.scale[mine] = quantize(normed)
+
+        put(self._inputs.attention, rms_norm(stream, stream_norm))
+        rotated = rotate(self._query[mine], cos, sin)
+        rotate(self._key[mine], cos, sin)
+        put(self._inputs.output, rms_norm(rotated.reshape(len(rotated), -1), attention_norm))
+        total = stream + stream
+        put(self._inputs.gate, rms_norm(total, stream_norm))
+        gated = gate(self._gated[mine], self._gated[mine], self._activation)
+        put(self._inputs.down, rms_norm(gated, gate_norm))
+        total += stream
+
+
+class Inputs(NamedTuple):
+    """Quantised activations that a layer's products take.
+
+    Attributes:
+        attention: Of q, k and v.
+        output: Of o.
+        gate: Of gate and up.
+        down: Of down.
+    """
+
+    attention: Quantized
+    output: Quantized
+    gate: Quantized
+    down: Quantized
+
+
+def room(m: int, columns: int) -> Quantized:
+    """Uninitialised memory for quantised activations."""
+    return Quantized(np.empty((m, columns), np.int8), np.empty(m, np.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from abc import ABC, abstractmethod
+from abc import ABC
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,12 @@ from ternary_kernels.formats import Bytes, get_format
 from ternary_kernels.team import Team
 
 KERNELS: dict[tuple[str, str], type[Matmul]] = {}
+MODULES = {
+    "native": ("ternary_kernels.native.products", "ternary_kernels.native.lookup"),
+    "amx": ("ternary_kernels.native.amx",),
+    "numpy": ("ternary_kernels.numpy_cpu",),
+}
+"""Modules of each kernel, those that are expected to be faster first."""
 
 
 class Matmul(ABC):
@@ -65,7 +71,7 @@ class Matmul(ABC):
             ``out``.
 
         Raises:
-            ValueError: A wrong shape, dtype or memory order; names what was expected and what came.
+            ValueError: A wrong shape, dtype or memory order, or a read-only output; names what was expected and what came.
         """
         if isinstance(x, Quantized) != self.format.ternary:
             expected = "int8 values with a scale per token" if self.format.ternary else "a float32 array"
@@ -74,11 +80,17 @@ class Matmul(ABC):
         wanted = np.dtype(np.int8 if self.format.ternary else np.float32)
         self._check("activations", values, (self.m, self.k_in), wanted)
         self._check("out", out, (self.m, self.n_out), np.dtype(np.float32))
+        if not out.flags.writeable:  # compiled code would write all the same
+            raise ValueError(f"{self._site}, out: expected a writable array, got a read-only one")
         if isinstance(x, Quantized):
             self._check("activation scale", x.scale, (self.m,), np.dtype(np.float32))
+        self._run(x, weights, out)
+        return out
+
+    def _run(self, x: Any, weights: Bytes, out: NDArray[np.float32]) -> None:
+        """Multiply; x and out are checked, weights aren't."""
         rows, scale = self.format.split(weights, self.n_out, self.k_in)
         self._multiply(x, rows, scale, out)
-        return out
 
     def _check(self, what: str, array: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
@@ -92,18 +104,22 @@ class Matmul(ABC):
     def _site(self) -> str:
         return f"{self.format.name} {self.n_out} x {self.k_in}"
 
-    @abstractmethod
-    def _multiply(self, x: Any, rows: NDArray[Any], scale: float, out: NDArray[np.float32]) -> None: ...
+    def _multiply(self, x: Any, rows: NDArray[Any], scale: float, out: NDArray[np.float32]) -> None:
+        raise NotImplementedError
 
 
 def get_kernel(kernel: str, format_name: str) -> type[Matmul]:
     """The kernel of that name for a format.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or what it needs isn't installed.
     """
     # Kernels register when their module is imported, and those modules import this one.
-    importlib.import_module("ternary_kernels.numpy_cpu")
+    try:
+        for module in MODULES.get(kernel, ()):
+            importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"kernel {kernel!r}: {error}: it needs llvmlite") from error
     try:
         return KERNELS[kernel, format_name]
     except KeyError:

@@ -5,18 +5,26 @@ Starting threads for every product would cost more than many a product does.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+if TYPE_CHECKING:
+    from ternary_kernels.native.crew import Crew
+
 Task = Callable[[int], None]
+_LINE = 64
+
+Order = Task | Literal["serve"] | None
+"""To a member: call this; wait in compiled code; end."""
 
 
 class Team:
@@ -41,28 +49,32 @@ class Team:
             raise ValueError(f"team: expected a CPU for each of {threads} threads, got {len(cpus)}")
         self.threads = threads
         self._cpus = cpus
-        self._tasks: list[SimpleQueue[Task | None]] = []
+        self._tasks: list[SimpleQueue[Order]] = []
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._members: list[Thread] = []
-        self._scratch: dict[int | None, NDArray[np.uint8]] = {}
+        self._scratch: dict[int | None, NDArray[np.float32]] = {}
+        self._crew: Crew | None = None
 
     def scratch(self, member: int | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Uninitialised float32 memory of that shape, valid until the same member asks again.
 
         All products of a team share it: they run one after the other. ``None`` names memory that the members
-        of one product share; it must be asked for before ``run``.
+        of one product share; it must be asked for before ``run``. It starts at a cache line: vectors that lie across
+        two take twice as long to load.
         """
-        size = 4 * int(np.prod(shape))
+        size = math.prod(shape)
         held = self._scratch.get(member)
         if held is None or held.size < size:
-            held = self._scratch[member] = np.empty(size, np.uint8)
-        return held[:size].view(np.float32).reshape(shape)
+            memory = np.empty(size + _LINE // 4, np.float32)
+            aligned = -memory.ctypes.data % _LINE // 4
+            held = self._scratch[member] = memory[aligned : aligned + size]
+        return held[:size].reshape(shape)
 
     def __enter__(self) -> Self:
         self._blas = threadpool_limits(1, user_api="blas")
         self._caller_cpus = _affinity()
         for index in range(1, self.threads):
-            tasks: SimpleQueue[Task | None] = SimpleQueue()
+            tasks: SimpleQueue[Order] = SimpleQueue()
             member = Thread(target=self._serve, args=(index, tasks), name=f"team-{index}", daemon=True)
             member.start()
             self._tasks.append(tasks)
@@ -77,6 +89,8 @@ class Team:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._crew is not None:
+            self._crew.release()
         for tasks in self._tasks:
             tasks.put(None)
         for member in self._members:
@@ -96,11 +110,9 @@ class Team:
             BaseException: An error that a member's task raised, after all have returned: the caller's if it has
                 one, else the first.
         """
-        # Without its threads the team would do the caller's part of the work and return as if all were done.
-        if len(self._members) != self.threads - 1:
-            raise RuntimeError(
-                f"team: expected run within a with block, got {len(self._members) + 1} of {self.threads} members"
-            )
+        self._check_entered()
+        if self._crew is not None:
+            self._crew.release()
         for tasks in self._tasks:
             tasks.put(task)
         errors: list[BaseException] = []
@@ -115,8 +127,43 @@ class Team:
         if errors:
             raise errors[0]
 
-    def _serve(self, index: int, tasks: SimpleQueue[Task | None]) -> None:
+    def _check_entered(self) -> None:
+        # Without its threads the team would do the caller's part of the work and return as if all were done.
+        if len(self._members) != self.threads - 1:
+            raise RuntimeError(
+                f"team: expected a call within its with block, got {len(self._members) + 1} of {self.threads} members"
+            )
+
+    def run_compiled(self, kernel: int, arguments: int) -> None:
+        """Call a compiled kernel ``void (i64 *arguments, i64 member, i64 members)`` on all members at once.
+
+        Between such calls that follow each other the members stay in compiled code, so a call costs no more than a
+        microsecond or two.
+
+        Args:
+            kernel: Its address.
+            arguments: Address of its arguments, which must stay valid until it returns.
+
+        Raises:
+            RuntimeError: The team has not been entered, or was left.
+        """
+        self._check_entered()
+        if self._crew is None:
+            # Needs llvmlite, which a team of numpy's kernels does without.
+            from ternary_kernels.native.crew import Crew
+
+            self._crew = Crew(self.threads, self._wake)
+        self._crew.run(kernel, arguments)
+
+    def _wake(self, index: int) -> None:
+        self._tasks[index - 1].put("serve")
+
+    def _serve(self, index: int, tasks: SimpleQueue[Order]) -> None:
         while (task := tasks.get()) is not None:
+            if task == "serve":
+                assert self._crew is not None
+                self._crew.serve(index)
+                continue
             try:
                 task(index)
             except BaseException as error:

@@ -9,10 +9,11 @@ import pytest
 
 from autotune.bench.campaign import window_bytes
 from autotune.bench.plan import Task, plan
-from autotune.bench.subjects import Arena, Subjects
+from autotune.bench.subjects import Subjects
 from autotune.records import Point
+from ternary_kernels.arena import Arena
 from ternary_kernels.team import Team
-from tests.builders import build_model, build_workload
+from tests.builders import NUMPY, build_model, build_workload
 
 
 class CountingArena(Arena):
@@ -27,7 +28,7 @@ class CountingArena(Arena):
 
 @pytest.fixture(scope="module")
 def tasks(host):
-    return plan(build_model(), host, build_workload(), "numpy", quick=True)
+    return plan((build_model(),), host, build_workload(), NUMPY, quick=True)
 
 
 @pytest.fixture(scope="module")

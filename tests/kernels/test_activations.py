@@ -75,6 +75,11 @@ def test_the_input_is_left_alone():
     assert quantize(x).values.tolist() == [[64, -127]]
 
 
+def test_a_token_without_columns_is_refused():
+    with pytest.raises(ValueError, match=r"expected at least one column, got shape \(2, 0\)"):
+        quantize(np.empty((2, 0), np.float32))
+
+
 @pytest.mark.parametrize(
     ("x", "got"),
     [

@@ -122,7 +122,7 @@ def test_a_geometry_that_cannot_be_is_refused(team, sizes, message):
 
 
 @pytest.mark.parametrize("name", ["query", "keys", "values", "out"])
-def test_operands_of_another_shape_or_dtype_are_refused(team, name):
+def test_operands_of_another_shape_dtype_or_order_are_refused(team, name):
     query, keys, values = problem(4, 2, 8, 3, context=5)
     good = {"query": query, "keys": keys, "values": values, "out": np.empty_like(query)}
     attention = Attention(4, 2, 8, 3, 5, team)
@@ -131,6 +131,17 @@ def test_operands_of_another_shape_or_dtype_are_refused(team, name):
         message = rf"attention {name}: expected {good[name].dtype} of shape .*, got {wrong.dtype} of shape {shape}"
         with pytest.raises(ValueError, match=message):
             attention(**{**good, name: wrong})
+    strided = np.repeat(good[name], 2, axis=2)[..., ::2]
+    with pytest.raises(ValueError, match=rf"attention {name}: expected .*, got non-contiguous {good[name].dtype}"):
+        attention(**{**good, name: strided})
+
+
+def test_a_result_that_cannot_be_written_is_refused(team):
+    query, keys, values = problem(4, 2, 8, 3, context=5)
+    out = np.empty_like(query)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="attention out: expected an array that can be written to, got a read-only"):
+        Attention(4, 2, 8, 3, 5, team)(query, keys, values, out)
 
 
 # Norm, rotation, gate
@@ -209,9 +220,18 @@ def test_small_ops_quantise_the_input_of_each_group_of_products(activation, m):
 
 def test_small_ops_do_the_same_work_every_time():
     operations = SmallOps(64, 176, heads=6, kv_heads=2, head_dim=16, activation="relu2", m=3)
-    for first, again in zip(operations(), operations(), strict=True):
-        assert np.array_equal(first.values, again.values)
-        assert np.array_equal(first.scale, again.scale)
+    first = [(values.copy(), scale.copy()) for values, scale in operations()]
+    for (values, scale), again in zip(first, operations(), strict=True):
+        assert np.array_equal(values, again.values)
+        assert np.array_equal(scale, again.scale)
+
+
+@pytest.mark.parametrize("m", [1, 2, 9])
+def test_small_ops_are_the_same_to_the_last_bit_when_a_team_shares_the_tokens(team, m):
+    alone, shared = (SmallOps(64, 176, 6, 2, 16, "silu", m, members)() for members in (None, team))
+    for first, second in zip(alone, shared, strict=True):
+        assert np.array_equal(first.values, second.values)
+        assert np.array_equal(first.scale, second.scale)
 
 
 def test_small_ops_depend_on_the_gate():

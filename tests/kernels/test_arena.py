@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from autotune.bench.subjects import Arena
+from ternary_kernels.arena import Arena
 from ternary_kernels.formats import FORMATS
 
 CACHE_LINE = 64

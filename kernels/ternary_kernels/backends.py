@@ -1,0 +1,111 @@
+"""What does the rest of a step beside its products, by kernel: attention, small operations, the host's ceilings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ternary_kernels import activations, numpy_ceilings
+from ternary_kernels.activations import Quantized
+from ternary_kernels.layer_ops import Attention, SmallOps
+from ternary_kernels.team import Team
+
+BACKENDS = ("numpy", "native", "amx")
+
+
+class Peak(Protocol):
+    """Arithmetic at full speed on every member of a team.
+
+    Attributes:
+        operations: Of one call, all members together; a multiplication and an addition are two.
+    """
+
+    operations: int
+
+    def __call__(self) -> None:
+        """Run once."""
+
+
+class MakePeak(Protocol):
+    """Builds a peak."""
+
+    def __call__(self, team: Team, size: tuple[int, int, int] = ...) -> Peak:
+        """For a team, each member of which does the multiply-adds of a product of that size: m, n_out, k_in."""
+
+
+class Backend(NamedTuple):
+    """One way to do it.
+
+    Attributes:
+        name: The kernel it goes with.
+        attention: Builds attention for a geometry.
+        small_ops: Builds a layer's small operations for a geometry.
+        quantize: Quantises activations (m, k_in) by token.
+        read: Streams over bytes once, shared among a team.
+        peak: Builds the arithmetic at full speed.
+        arithmetic: What the peak multiplies.
+    """
+
+    name: str
+    attention: type[Attention]
+    small_ops: type[SmallOps]
+    quantize: Callable[[NDArray[np.float32]], Quantized]
+    read: Callable[[Team, NDArray[np.uint8]], object]
+    peak: MakePeak
+    arithmetic: Literal["int8", "float32"]
+
+
+@cache
+def get_backend(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        ValueError: There is none, or it can't be used here; says why.
+    """
+    if name == "numpy":
+        return Backend(
+            name,
+            Attention,
+            SmallOps,
+            activations.quantize,
+            numpy_ceilings.read,
+            numpy_ceilings.Peak,
+            numpy_ceilings.arithmetic,
+        )
+    if name == "amx":
+        return _amx()
+    if name != "native":
+        raise ValueError(f"no backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    try:
+        # They need llvmlite, an extra.
+        from ternary_kernels.native import attention, ceilings
+        from ternary_kernels.native import layer_ops as native
+    except ImportError as error:
+        raise ValueError(f"backend 'native' can't be used here: {error}") from error
+    return Backend(
+        name,
+        attention.NativeAttention,
+        native.NativeSmallOps,
+        native.quantize,
+        ceilings.read,
+        ceilings.Peak,
+        ceilings.arithmetic,
+    )
+
+
+def _amx() -> Backend:
+    """Tiles only multiply matrices: all else is as in the native backend.
+
+    Raises:
+        ValueError: They can't be used here; says why.
+    """
+    native = get_backend("native")
+    from ternary_kernels.native import amx
+
+    if refusal := amx.unusable():
+        raise ValueError(f"backend 'amx' can't be used here: {refusal}")
+    return native._replace(name="amx", peak=amx.Peak)

@@ -1,0 +1,45 @@
+"""What all tests share: one cache of compiled kernels, filled before a test has to keep to a short budget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autotune.bench.plan import plan
+from autotune.bench.rivals import choose_kernels
+from autotune.bench.subjects import Subjects
+from autotune.host.detect import detect
+from autotune.host.kernels import find_kernels
+from ternary_kernels.arena import Arena
+from ternary_kernels.team import Team
+from tests.builders import build_model, build_workload
+
+_VARIABLE = "TERNARY_KERNELS_CACHE"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_cache_of_compiled_kernels() -> Iterator[None]:
+    """The user's own, also where a test has a cache folder of its own: compiling takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        if _VARIABLE not in os.environ:
+            base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+            patch.setenv(_VARIABLE, str(Path(base) / "ternary-kernels"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiled(_one_cache_of_compiled_kernels: None) -> None:
+    """All kernels that a model in the usual formats needs are compiled: the budgets of tests are shorter than that."""
+    host = detect()
+    kernels = choose_kernels(find_kernels(host.cpu), ("I2_S", "I2_S_ARM", "F16"), None)
+    model, arena = build_model(), Arena(65 << 20)
+    tasks = plan((model,), host, build_workload(), kernels, quick=True)
+    for count in sorted({task.point.threads for task in tasks}):
+        with Team(count) as team:
+            subjects = Subjects(model, arena, {count: team})
+            for task in tasks:
+                if task.point.threads == count:
+                    subjects.build(task)()
