@@ -18,8 +18,8 @@ exit codes:
   1  the output can't be written, or       7  the benchmark failed
      the system refused something else     8  the cache could not be written or read (a result is still printed)
   2  wrong usage                           9  nothing is saved for this model on this host
-  3  the model file is missing or bad    130  stopped by Ctrl-C
-  4  the model does not fit the memory
+  3  the model file is missing or bad     10  no kernel for it, or not the one asked for, can run here
+  4  the model does not fit the memory   130  stopped by Ctrl-C
   5  no configuration keeps the TPOT or TTFT limit
 
 `autotune MODEL` is short for `autotune tune MODEL`.
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(model)
     model.set_defaults(command="model")
 
-    host = commands.add_parser("host", help="print what this host is: CPU, memory, GPUs, limits, tier")
+    host = commands.add_parser("host", help="print what this host is: CPU, memory, GPUs, limits, kernels, tier")
     host.add_argument("--no-measure", action="store_true", help="leave the tier out, which takes 2 seconds to measure")
     _add_json(host)
     host.set_defaults(command="host")
@@ -119,7 +119,11 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a config.json, a GGUF file, or the name of a preset")
-    parser.add_argument("--format", help="weight format, to say or override the model's own (for example I2_S)")
+    parser.add_argument(
+        "--format",
+        help="weight format, to say or override the model's own (for example I2_S; IQ2_S is lossy on ternary weights); "
+        "auto times all that suit a ternary model and this host, and chooses",
+    )
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +137,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-batch", type=_whole, metavar="N", help="largest number of sequences decoded together")
     parser.add_argument("--max-tpot-ms", type=_number, metavar="MS", help="longest time per output token")
     parser.add_argument("--max-ttft-ms", type=_number, metavar="MS", help="longest time to the first token")
+    parser.add_argument(
+        "--kernel", metavar="NAME", help="time this kernel alone (numpy, native, amx) and not the fastest of all"
+    )
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,7 @@ EXIT_CODES = {
     errors.BenchmarkError: 7,
     errors.StoreError: 8,
     errors.ResultNotFoundError: 9,
+    errors.KernelUnavailableError: 10,
 }
 EXIT_SYSTEM = 1
 EXIT_INTERRUPTED = 130
@@ -119,19 +120,23 @@ def _model(args: argparse.Namespace) -> int:
 
 def _host(args: argparse.Namespace) -> int:
     from autotune.host.detect import detect
+    from autotune.host.kernels import find_kernels
 
     host, tier = detect(), None
+    kernels = find_kernels(host.cpu)
     if not args.no_measure:
         from autotune.pipeline import measure_tier
 
         tier = measure_tier(host)
     if args.json:
-        _print_record({"host": host, "tier": tier})
+        from autotune.host.kernels import to_json
+
+        _print_record({"host": host, "tier": tier, "kernels": to_json(kernels)})
     else:
         from autotune.host.describe import describe
         from autotune.summary import show
 
-        show(describe(host, tier))
+        show(describe(host, tier, kernels))
     return 0
 
 

@@ -34,6 +34,10 @@ class BenchmarkError(AutotuneError):
     """Raised when the benchmark ran but nothing usable came of it (every product failed)."""
 
 
+class KernelUnavailableError(AutotuneError):
+    """Raised when the kernel asked for can't run on this host, or none can run a weight format."""
+
+
 class StoreError(AutotuneError):
     """Raised when the cache can't be written, or an entry named by the user can't be read."""
 

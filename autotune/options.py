@@ -8,22 +8,26 @@ from autotune.errors import BudgetError, UsageError
 
 DEFAULT_BUDGET_S = 24.0
 QUICK_BUDGET_S = 7.5
+AUTO = "auto"
+"""The weight format's name that has the tuner choose one."""
+
 _MIN_BUDGET_S = 0.5
 _MAX_BUDGET_S = 3600.0
 
 
 class Options(NamedTuple):
-    """Workload, limits and format; the same options on the same host give the saved answer.
+    """Workload, limits, format and kernel; the same options on the same host give the saved answer.
 
     Attributes:
         workload: ``chat``, ``server`` or ``offline``.
-        format: Weight format, to say or override the model's own.
+        format: Weight format, to say or override the model's own; ``auto`` has the tuner choose one.
         prompt: Prompt tokens per request.
         output: Output tokens per request.
         context: KV-cache slots per sequence, in tokens.
         max_batch: Largest batch size.
         max_tpot_ms: Longest time per output token, milliseconds.
         max_ttft_ms: Longest time to the first token, milliseconds.
+        kernel: The kernel to time; None: the fastest of those that can run.
     """
 
     workload: str = "server"
@@ -34,6 +38,7 @@ class Options(NamedTuple):
     max_batch: int | None = None
     max_tpot_ms: float | None = None
     max_ttft_ms: float | None = None
+    kernel: str | None = None
 
     def request(self, budget_s: float) -> dict[str, object]:
         """As it is saved beside a result."""
@@ -69,11 +74,13 @@ def counted_budget_s(budget_s: float, *, quick: bool) -> float:
     return min(budget_s, QUICK_BUDGET_S) if quick else budget_s
 
 
-def tune_command(model: str, workload: str, weight_format: str | None) -> str:
+def tune_command(model: str, workload: str, weight_format: str | None, kernel: str | None = None) -> str:
     """The command that makes the result for a model, to be pasted into a shell."""
     import shlex
 
     words = ["python", "-m", "autotune", model, "--workload", workload]
     if weight_format is not None:
         words += ["--format", weight_format]
+    if kernel is not None:
+        words += ["--kernel", kernel]
     return shlex.join(words)

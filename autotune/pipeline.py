@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from autotune.bench import campaign as bench
 from autotune.bench.campaign import Progress
-from autotune.bench.plan import ceilings, describe, describe_first_missing, plan
+from autotune.bench.plan import Task, ceilings, plan
+from autotune.bench.rivals import choose_kernels, gates
+from autotune.bench.shortfalls import check_complete, shortfalls
 from autotune.costmodel.heldout import fit
+from autotune.costmodel.kernels import fastest_kernels
 from autotune.costmodel.model import CostModel
-from autotune.errors import BenchmarkError, BudgetError, MemoryLimitError, ResultNotFoundError, StoreError
+from autotune.errors import ConstraintError, MemoryLimitError, ResultNotFoundError, StoreError
 from autotune.host.detect import detect
+from autotune.host.kernels import find_kernels
 from autotune.host.tier import classify
 from autotune.loader import FALLBACK_THREADS, find_answer, load_result
 from autotune.model import memory
-from autotune.model.analyse import analyse
-from autotune.options import DEFAULT_BUDGET_S, Options, check_budget, counted_budget_s, tune_command
+from autotune.options import Options, check_budget, counted_budget_s, tune_command
 from autotune.records import (
     Campaign,
     Configuration,
@@ -32,14 +40,12 @@ from autotune.records import (
     Tier,
     Workload,
 )
-from autotune.search.decide import decide
+from autotune.search.decide import Alternative, decide
 from autotune.search.study import TRIALS
+from autotune.search.variants import format_of, in_order, read_variants
 from autotune.search.workload import batch_grid, chunk_grid, make_workload
 from autotune.store import cache
 from autotune.store.entry import WORKLOADS
-
-KERNEL = "numpy"
-"""The kernel that is timed."""
 
 _HOST_BUDGET_S = 2.0
 _USABLE_SHARE = 0.9
@@ -64,7 +70,7 @@ def tune(
 
     Args:
         model: Path of a config.json or GGUF file, or the name of a preset.
-        options: Workload, limits and format.
+        options: Workload, limits, format and kernel.
         budget_s: Wall time for the benchmark; default ``DEFAULT_BUDGET_S``, or ``QUICK_BUDGET_S`` if ``quick``.
         quick: Time fewer points.
         force: Measure again, whatever is saved.
@@ -77,6 +83,7 @@ def tune(
         ConstraintError: None keeps the limits.
         BudgetError: The budget is too small to measure what a decision needs.
         BenchmarkError: Nothing that was measured is usable.
+        KernelUnavailableError: The kernel asked for can't run here, or none can.
     """
     options = options or Options()
     budget_s = check_budget(budget_s, quick=quick)
@@ -103,14 +110,27 @@ def obtain(
 ) -> Result:
     """A result that isn't saved yet: from saved measurements if they cover all that is asked for, else from new ones.
 
+    New measurements that no limit can be kept with are saved with the best there is without a limit, so that the next
+    limit is answered without measuring.
+
     Args and raises: as for ``tune``.
     """
     for saved in () if force else _saved(model, options):
         if saved.campaign.budget_s >= budget_s:
             host, workload = detect(), _workload(options, saved.model)
-            if _covers(saved.campaign, saved.model, host, workload, quick=quick):
+            kernels = choose_kernels(find_kernels(host.cpu), _formats(_models(saved)), options.kernel)
+            if _covers(saved.campaign, plan(_models(saved), host, workload, kernels, quick=quick)):
                 return conclude_again(saved, workload, host)
-    return measure(model, options, budget_s=budget_s, quick=quick, progress=progress)
+    started = time.monotonic()
+    evidence = _benchmark(model, options, budget_s=budget_s, quick=quick, progress=progress)
+    try:
+        return _conclude(evidence, _workload(options, evidence.models[0]), started=started, trials=TRIALS)
+    except ConstraintError as error:
+        unlimited = options._replace(max_tpot_ms=None, max_ttft_ms=None)
+        result = _conclude(evidence, _workload(unlimited, evidence.models[0]), started=started, trials=TRIALS)
+        with contextlib.suppress(StoreError):
+            cache.write(result, request(unlimited, result))
+        raise ConstraintError(f"{error}; what was measured is saved, so another limit is answered at once") from None
 
 
 def measure(
@@ -119,7 +139,6 @@ def measure(
     *,
     budget_s: float,
     quick: bool = False,
-    kernel: str = KERNEL,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Result:
@@ -130,7 +149,6 @@ def measure(
         options: As for ``tune``.
         budget_s: Wall time for the benchmark.
         quick: Time fewer points.
-        kernel: Kernel to time.
         seed: Of the sampling order and the Optuna study.
         progress: Told how far the benchmark is.
 
@@ -138,15 +156,9 @@ def measure(
         AutotuneError: As for ``tune``.
     """
     started = time.monotonic()
-    analysed = analyse(model, options.format)
-    workload = _workload(options, analysed)
-    host = detect()
-    _check_fits(analysed, workload, host)
-    tasks = plan(analysed, host, workload, kernel, quick=quick)
-    campaign = bench.run(analysed, host, tasks, budget_s=budget_s, progress=progress, seed=seed)
-    _check_complete(campaign, describe_first_missing(tasks, (found.point for found in campaign.measurements())))
-    cost_model, report = fit(campaign)
-    return _conclude(analysed, host, workload, campaign, cost_model, report, started=started, trials=TRIALS, seed=seed)
+    evidence = _benchmark(model, options, budget_s=budget_s, quick=quick, seed=seed, progress=progress)
+    workload = _workload(options, evidence.models[0])
+    return _conclude(evidence, workload, started=started, trials=TRIALS, seed=seed)
 
 
 def retune(model: str | os.PathLike[str], options: Options | None = None) -> Result:
@@ -165,9 +177,10 @@ def retune(model: str | os.PathLike[str], options: Options | None = None) -> Res
     saved = next(_saved(model, options), None)
     if saved is None:
         name = os.fspath(model)
+        with_kernel = "" if options.kernel is None else f" with --kernel {options.kernel}"
         raise ResultNotFoundError(
-            f"this host has no saved measurements of {name}: "
-            f"run `{tune_command(name, options.workload, options.format)}` first"
+            f"this host has no saved measurements of {name}{with_kernel}: "
+            f"run `{tune_command(name, options.workload, options.format, options.kernel)}` first"
         )
     return conclude_again(saved, _workload(options, saved.model), detect(), started=started)
 
@@ -184,13 +197,10 @@ def conclude_again(saved: Result, workload: Workload, host: Host, *, started: fl
     Raises:
         MemoryLimitError, ConstraintError: As for ``tune``.
     """
+    cost_model = CostModel(saved.campaign, saved.cost_model.roofline)
     return _conclude(
-        saved.model,
-        host,
+        _Evidence(_models(saved), host, saved.campaign, cost_model, saved.cost_model),
         workload,
-        saved.campaign,
-        CostModel(saved.campaign, saved.cost_model.roofline),
-        saved.cost_model,
         started=time.monotonic() if started is None else started,
         trials=None,
     )
@@ -198,7 +208,9 @@ def conclude_again(saved: Result, workload: Workload, host: Host, *, started: fl
 
 def request(options: Options, result: Result) -> dict[str, object]:
     """What a result for these options answers, as it is saved beside it."""
-    full = _covers(result.campaign, result.model, result.host, result.workload, quick=False)
+    models, host, campaign = _models(result), result.host, result.campaign
+    kernels = choose_kernels(campaign.kernels or find_kernels(host.cpu), _formats(models), campaign.kernel)
+    full = _covers(campaign, plan(models, host, result.workload, kernels, quick=False))
     return options.request(counted_budget_s(result.campaign.budget_s, quick=not full))
 
 
@@ -208,42 +220,64 @@ def measure_tier(host: Host) -> Tier:
     Raises:
         BenchmarkError: They could not be timed.
     """
-    campaign = bench.run(None, host, ceilings(host, KERNEL), budget_s=_HOST_BUDGET_S)
+    kernels = choose_kernels(find_kernels(host.cpu), (), None)
+    campaign = bench.run(None, host, ceilings(host, kernels.main), budget_s=_HOST_BUDGET_S)
     return _tier(host, fit(campaign)[1])
 
 
-def _conclude(
-    model: Model,
-    host: Host,
-    workload: Workload,
-    campaign: Campaign,
-    cost_model: CostModel,
-    report: CostModelReport,
+class _Evidence(NamedTuple):
+    """What a decision rests on: the model in all formats that were timed, and what was measured on which host."""
+
+    models: tuple[Model, ...]
+    host: Host
+    campaign: Campaign
+    cost_model: CostModel
+    report: CostModelReport
+
+
+def _benchmark(
+    model: str | os.PathLike[str],
+    options: Options,
     *,
-    started: float,
-    trials: int | None,
+    budget_s: float,
+    quick: bool,
     seed: int = 0,
-) -> Result:
-    """The pure second half: what follows from model, host, workload and measurements."""
-    costs = cost_model.steps(
-        model,
-        workload,
-        range(1, host.limits.usable_threads + 1),
-        batch_grid(workload.max_batch),
-        chunk_grid(workload.prompt_tokens),
+    progress: Progress | None = None,
+) -> _Evidence:
+    """The first half: what is told of the model, and what is measured."""
+    host = detect()
+    found = find_kernels(host.cpu)
+    models = read_variants(model, options.format, found)
+    workload = _workload(options, models[0])
+    formats = _formats(models)
+    kernels = choose_kernels(found, formats, options.kernel)
+    _check_fits(models, workload, host)
+    tasks = plan(models, host, workload, kernels, quick=quick)
+    # Weights rotate through as much memory as the largest variant takes.
+    largest = max(models, key=memory.model_bytes)
+    campaign = replace(
+        bench.run(largest, host, tasks, budget_s=budget_s, progress=progress, seed=seed),
+        kernel=options.kernel,
+        kernels=tuple(kernel for kernel in found if kernel.format in formats),
     )
-    decision = decide(
-        model,
+    check_complete(campaign, tasks)
+    return _Evidence(models, host, campaign, *fit(campaign))
+
+
+def _conclude(evidence: _Evidence, workload: Workload, *, started: float, trials: int | None, seed: int = 0) -> Result:
+    """The pure second half: what follows from model, host, workload and measurements."""
+    models, host, campaign, cost_model, report = evidence
+    chosen, decision = decide(
+        [_alternative(model, workload, host, cost_model) for model in models],
         workload,
-        costs,
         available_bytes={"cpu": _plannable_bytes(host)},
         overhead_bytes={"cpu": campaign.runtime_overhead_bytes},
-        default=_default(model, workload, host),
+        default=_default(models[0], workload, host),
         noise=campaign.noise.median_relative_interval or _UNKNOWN_NOISE,
-        bound_by=lambda configuration: cost_model.bound_by(model, workload, configuration),
         trials=trials,
         seed=seed,
     )
+    model = chosen.model
     return Result(
         device_config=_device_config(decision),
         provenance="measured",
@@ -258,10 +292,34 @@ def _conclude(
         tune_time_s=time.monotonic() - started,
         warnings=(
             *cost_model.caveats(model, workload, decision.chosen.configuration),
-            *_failures(campaign),
-            *_untimed_gpus(host),
+            *shortfalls(campaign, host),
         ),
+        kernels=fastest_kernels(campaign, model, decision.chosen.configuration),
+        alternatives=tuple(other for other in models if other is not model),
     )
+
+
+def _alternative(model: Model, workload: Workload, host: Host, cost_model: CostModel) -> Alternative:
+    costs = cost_model.steps(
+        model,
+        workload,
+        range(1, host.limits.usable_threads + 1),
+        batch_grid(workload.max_batch),
+        chunk_grid(workload.prompt_tokens),
+    )
+    return Alternative(format_of(model), model, costs, functools.partial(cost_model.bound_by, model, workload))
+
+
+def _models(result: Result) -> tuple[Model, ...]:
+    """The model in all formats that a result compared, the host's usual one first."""
+    by_format = {format_of(model): model for model in (result.model, *result.alternatives)}
+    return tuple(by_format[name] for name in in_order(by_format, result.host.cpu.architecture))
+
+
+def _formats(models: Iterable[Model]) -> tuple[str, ...]:
+    """The weight formats of all sites that are multiplied with."""
+    sites = (site for model in models for layer in dict.fromkeys(model.layers) for site in (*layer.sites, model.head))
+    return tuple(dict.fromkeys(site.format for site in sites))
 
 
 def _workload(options: Options, model: Model) -> Workload:
@@ -305,12 +363,13 @@ def _plannable_bytes(host: Host) -> int:
     return int(host.memory.usable_bytes * _USABLE_SHARE)
 
 
-def _check_fits(model: Model, workload: Workload, host: Host) -> None:
-    """Before anything is timed: the smallest configuration must fit.
+def _check_fits(models: Sequence[Model], workload: Workload, host: Host) -> None:
+    """Before anything is timed: the smallest configuration in the smallest format must fit.
 
     Raises:
         MemoryLimitError: It doesn't.
     """
+    model = min(models, key=memory.model_bytes)
     available, overhead = {"cpu": _plannable_bytes(host)}, {"cpu": 0}
     smallest = Configuration(
         device_layers={"cpu": len(model.layers)},
@@ -325,45 +384,12 @@ def _check_fits(model: Model, workload: Workload, host: Host) -> None:
         raise MemoryLimitError(memory.what_would_fit(model, workload, available, overhead))
 
 
-def _check_complete(campaign: Campaign, missing: str | None) -> None:
-    if missing is None:
-        return
-    failures = [
-        failure for failure in campaign.failures() if failure.kind != "budget" and describe(failure.point) == missing
-    ]
-    if failures:
-        raise BenchmarkError(
-            f"{missing} could not be timed, and without it nothing can be decided: {failures[0].message}"
-        )
-    longer_s = max(DEFAULT_BUDGET_S, 2 * campaign.budget_s)
-    raise BudgetError(
-        f"a budget of {campaign.budget_s:g} s is too small: it ended before {missing} was timed; "
-        f"try --budget {longer_s:g}"
-    )
-
-
-def _failures(campaign: Campaign) -> tuple[str, ...]:
-    """What could not be timed, in words, one line per kind of failure."""
-    lines: dict[str, list[str]] = {}
-    for failure in campaign.failures():
-        lines.setdefault(failure.kind, []).append(failure.message)
-    return tuple(
-        f"{len(messages)} of {len(campaign.outcomes)} points were not timed ({kind.replace('_', ' ')}): {messages[0]}"
-        for kind, messages in lines.items()
-    )
-
-
-def _untimed_gpus(host: Host) -> tuple[str, ...]:
-    names = [gpu.name for gpu in host.gpus.devices if gpu.unusable_reason is None]
-    return (f"GPUs are listed but not timed yet: {', '.join(names)}",) if names else ()
-
-
 def _tier(host: Host, report: CostModelReport) -> Tier:
     return classify(host, max(report.read_bytes_per_s.values()), max(report.operations_per_s.values()))
 
 
 def _saved(model: str | os.PathLike[str], options: Options) -> Iterator[Result]:
-    """The saved results for this host and model: that of the wanted workload first.
+    """The saved results for this host, model and kernel: that of the wanted workload first.
 
     Raises:
         ModelError: The model can't be read.
@@ -371,11 +397,14 @@ def _saved(model: str | os.PathLike[str], options: Options) -> Iterator[Result]:
     """
     for workload in dict.fromkeys((options.workload, *WORKLOADS)):
         saved = load_result(model, workload, options.format)
-        if saved is not None:
+        if saved is not None and saved.campaign.kernel == options.kernel:
             yield saved
 
 
-def _covers(campaign: Campaign, model: Model, host: Host, workload: Workload, *, quick: bool) -> bool:
-    """Whether a campaign has tried all points that a new one would."""
-    wanted = {task.point for task in plan(model, host, workload, KERNEL, quick=quick)}
+def _covers(campaign: Campaign, tasks: Sequence[Task]) -> bool:
+    """Whether a campaign has tried all points that a new one would, but those where the reference is compared."""
+    points = [task.point for task in tasks]
+    spared_by = gates(points)
+    compared = {index for spares in spared_by for index in spares}
+    wanted = {point for index, point in enumerate(points) if not spared_by[index] and index not in compared}
     return wanted <= {outcome.point for outcome in campaign.outcomes}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from autotune.model.memory import model_bytes, readable_bytes
-from autotune.records import Campaign, Candidate, HeldOut, Host, Model, Result, Workload
+from autotune.records import Campaign, Candidate, HeldOut, Host, Model, Result, SiteKernels, Workload
 
 _WIDTH_ELSEWHERE = 120
 """Columns where standard error is no terminal."""
@@ -33,6 +33,7 @@ def summarize(result: Result, saved_in: str | None) -> Lines:
         ("timed", _timed(result.campaign)),
         ("noise", _noise(result.campaign)),
         ("held-out error", "; ".join(_held_out(error) for error in result.cost_model.held_out)),
+        *([("kernels", kernels(result))] if result.kernels else []),
         ("", ""),
         ("chosen", configuration(decision.chosen)),
         ("  predicted", figures(decision.chosen)),
@@ -81,6 +82,35 @@ def configuration(candidate: Candidate) -> str:
         f"{devices}; {_count(chosen.decode_threads, 'thread')} for decode, {chosen.prefill_threads} for prefill; "
         f"batch {chosen.batch_size}; prompts in chunks of {chosen.prefill_chunk}"
     )
+
+
+def kernels(result: Result) -> str:
+    """Which kernel was fastest for which format, from one token on, and from which m another one.
+
+    Where the sites of a format differ, what most of them have counts.
+    """
+    paths = {(kernel.kernel, kernel.format): kernel.path for kernel in result.campaign.kernels}
+    formats: dict[str, list[SiteKernels]] = {}
+    for site in result.kernels:
+        formats.setdefault(site.format, []).append(site)
+    parts = []
+    for name, sites in formats.items():
+        by_tokens = [{int(m): kernel for m, kernel in {**site.prefill, **site.decode}.items()} for site in sites]
+        runs: list[str] = []
+        previous = None
+        for m in sorted({m for kernels in by_tokens for m in kernels}):
+            kernel = Counter(kernels[m] for kernels in by_tokens if m in kernels).most_common(1)[0][0]
+            if kernel != previous:
+                path = paths.get((kernel, name))
+                known = (
+                    kernel
+                    if path in (None, kernel) or any(run.startswith(kernel) for run in runs)
+                    else f"{kernel} ({path})"
+                )
+                runs.append(f"{known} from m = {m}" if runs else known)
+                previous = kernel
+        parts.append(f"{name} {', '.join(runs)}")
+    return "; ".join(parts)
 
 
 def figures(candidate: Candidate) -> str:

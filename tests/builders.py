@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from autotune.bench.rivals import Kernels
 from autotune.records import (
     Attention,
     Cache,
@@ -26,6 +27,7 @@ from autotune.records import (
     Gpus,
     HeldOut,
     Host,
+    Kernel,
     Layer,
     Limits,
     Measurement,
@@ -37,11 +39,15 @@ from autotune.records import (
     Result,
     SearchReport,
     Site,
+    SiteKernels,
     Study,
     Tier,
     Versions,
     Workload,
 )
+
+NUMPY = Kernels(dict.fromkeys(("I2_S", "I2_S_ARM", "F16", "F32"), ("numpy",)))
+"""As on a host where no other kernel can run."""
 
 HOST_FINGERPRINT = "0123456789abcdef" * 2
 MODEL_DIGEST = "fedcba9876543210" * 2
@@ -198,6 +204,11 @@ def build_campaign(points: int = 3, samples: int = 8, **overrides: Any) -> Campa
         spent_s=1.5,
         cold_bytes=64 * 2**20,
         runtime_overhead_bytes=50_000_000,
+        kernels=(
+            Kernel("native", "I2_S", None, "llvmlite is not installed"),
+            Kernel("numpy", "I2_S", None, None),
+            Kernel("numpy", "F16", None, None),
+        ),
     )
     return replace(campaign, **overrides)
 
@@ -251,5 +262,6 @@ def build_result(
         ),
         campaign=build_campaign(),
         tune_time_s=2.5,
+        kernels=(SiteKernels("I2_S", 256, 256, {"1": "numpy", "2": "numpy"}, {"1": "numpy", "2": "numpy"}),),
     )
     return replace(result, **overrides)

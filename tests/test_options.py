@@ -46,6 +46,7 @@ def test_a_longer_budget_answers_a_shorter_one_but_not_the_other_way_round() -> 
         {"max_tpot_ms": 50.5},
         {"max_tpot_ms": None},
         {"max_ttft_ms": 100.0},
+        {"kernel": "numpy"},
     ],
     ids=str,
 )
@@ -108,4 +109,5 @@ def test_the_command_that_is_suggested_can_be_pasted_into_a_shell() -> None:
         *("python", "-m", "autotune", "my model's config.json"),
         *("--workload", "chat", "--format", "I2_S"),
     ]
+    assert options.tune_command("model.json", "chat", None, "amx").endswith("--workload chat --kernel amx")
     assert options.tune_command("model.json", "server", None) == "python -m autotune model.json --workload server"

@@ -17,10 +17,12 @@ from msgspec.structs import replace
 
 from autotune import loader, options, pipeline
 from autotune.bench.plan import plan
+from autotune.bench.rivals import choose_kernels, gates
 from autotune.errors import (
     BenchmarkError,
     BudgetError,
     ConstraintError,
+    KernelUnavailableError,
     MemoryLimitError,
     ModelError,
     ResultNotFoundError,
@@ -28,7 +30,8 @@ from autotune.errors import (
 )
 from autotune.host import detect
 from autotune.options import Options
-from autotune.records import Campaign, Decision, Failure, Gpu, Gpus, Host, Result
+from autotune.records import Campaign, Decision, Failure, Gpu, Gpus, Host, Kernel, Point, Result
+from autotune.search.variants import format_of
 from autotune.store import cache, paths
 from autotune.store.entry import encode, parse
 from autotune.store.schema import decode_result
@@ -40,7 +43,7 @@ BUDGET_S = 2.0
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Result:
+def measured(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """The small model for a server, really measured on this host."""
     path = tmp_path_factory.mktemp("measured") / "small.json"
     path.write_text(json.dumps(SMALL))
@@ -48,7 +51,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def model(compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The small model's file, and an empty cache."""
     monkeypatch.setenv("AUTOTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -89,6 +92,13 @@ def without_times(decision: Decision) -> Decision:
     return replace(decision, search=replace(decision.search, ranking_time_s=0.0, study=None))
 
 
+def planned(result: Result, *, quick: bool) -> list[Point]:
+    """The points that a run for a result's model and workload on its host would try."""
+    formats = [site.format for layer in result.model.layers for site in (*layer.sites, result.model.head)]
+    kernels = choose_kernels(result.campaign.kernels, formats, None)
+    return [task.point for task in plan((result.model,), result.host, result.workload, kernels, quick=quick)]
+
+
 def only(campaign: Campaign, kept: Callable[[Any], bool]) -> Campaign:
     """A campaign that has tried fewer points."""
     return replace(campaign, outcomes=tuple(outcome for outcome in campaign.outcomes if kept(outcome.point)))
@@ -108,8 +118,10 @@ def test_a_measured_result_holds_its_evidence(measured: Result) -> None:
     assert measured.host.fingerprint == detect.detect().fingerprint
     assert measured.model.name == "small"
     assert measured.campaign.budget_s == BUDGET_S
-    wanted = plan(measured.model, measured.host, measured.workload, pipeline.KERNEL, quick=False)
-    assert [outcome.point for outcome in measured.campaign.outcomes] == [task.point for task in wanted]
+    wanted = planned(measured, quick=False)
+    tried = [outcome.point for outcome in measured.campaign.outcomes]
+    assert tried == [point for point in wanted if point in tried]
+    assert {point for point, spared_by in zip(wanted, gates(wanted), strict=True) if not spared_by} <= set(tried)
     chosen = measured.decision.chosen.configuration
     assert measured.device_config.cpu_threads == chosen.decode_threads
     assert measured.device_config.recommended_batch_size == chosen.batch_size
@@ -353,7 +365,7 @@ def test_measurements_of_another_workload_are_used_where_its_own_do_not_suffice(
 def test_a_quick_result_answers_no_full_wish(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long its budget was, it has fewer points; but the next quick wish is answered."""
     monkeypatch.setattr(options, "QUICK_BUDGET_S", BUDGET_S / 2)
-    quick = {task.point for task in plan(measured.model, measured.host, measured.workload, pipeline.KERNEL, quick=True)}
+    quick = set(planned(measured, quick=True))
     used = benchmark_gives(only(measured.campaign, lambda point: point in quick), monkeypatch)
     result = pipeline.tune(model, budget_s=BUDGET_S, quick=True)
     assert pipeline.tune(model, budget_s=BUDGET_S, quick=True) == result
@@ -487,3 +499,145 @@ def test_a_model_that_is_not_the_saved_one_has_nothing_saved(model: Path, measur
     model.write_text(json.dumps({**SMALL, "num_hidden_layers": 3}))
     with pytest.raises(ResultNotFoundError):
         pipeline.retune(model)
+
+
+# Kernels
+
+
+FOUND = (
+    Kernel("native", "I2_S", None, "llvmlite is not installed"),
+    Kernel("native", "F16", None, "llvmlite is not installed"),
+    *(Kernel("numpy", name, None, None) for name in ("I2_S", "I2_S_ARM", "F16")),
+)
+"""As the registry has it where llvmlite is missing."""
+
+
+@pytest.fixture
+def numpy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that runs numpy's kernels and no others."""
+    monkeypatch.setattr(pipeline, "find_kernels", lambda cpu: FOUND)
+
+
+@pytest.fixture(scope="module")
+def by_numpy(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The small model for a server, really measured with --kernel numpy."""
+    path = tmp_path_factory.mktemp("by_numpy") / "small.json"
+    path.write_text(json.dumps(SMALL))
+    return pipeline.measure(path, Options(kernel="numpy"), budget_s=BUDGET_S)
+
+
+def test_a_result_says_which_kernel_is_fastest_for_each_site(measured: Result) -> None:
+    """At the values of m that the chosen configuration runs with, from its own measurements."""
+    chosen = measured.decision.chosen.configuration
+    sites = {(site.format, site.n_out, site.k_in) for layer in measured.model.layers for site in layer.sites}
+    head = measured.model.head
+    assert [(kernels.format, kernels.n_out, kernels.k_in) for kernels in measured.kernels[:-1]] == sorted(
+        sites, key=[(kernels.format, kernels.n_out, kernels.k_in) for kernels in measured.kernels].index
+    )
+    times = {found.point: found.median_s for found in measured.campaign.measurements()}
+    for kernels in measured.kernels:
+        assert max(map(int, kernels.decode)) <= chosen.batch_size
+        assert bool(kernels.prefill) == ((kernels.format, kernels.n_out, kernels.k_in) in sites)
+        for m, kernel in kernels.decode.items():
+            rivals = {
+                point.kernel: time_s
+                for point, time_s in times.items()
+                if (point.op, point.format, point.n_out, point.k_in, point.m, point.threads)
+                == ("matmul", kernels.format, kernels.n_out, kernels.k_in, int(m), chosen.decode_threads)
+            }
+            assert kernel == min(rivals, key=rivals.__getitem__)
+    assert (measured.kernels[-1].n_out, measured.kernels[-1].k_in) == (head.n_out, head.k_in)
+
+
+def test_a_forced_kernel_is_the_only_one_timed(by_numpy: Result) -> None:
+    """And the result says that its speeds are numpy's, and why."""
+    assert {found.point.kernel for found in by_numpy.campaign.measurements()} == {"numpy"}
+    assert by_numpy.campaign.kernel == "numpy"
+    (warning,) = (line for line in by_numpy.warnings if "numpy kernels" in line)
+    assert "as --kernel asked for: they are bound by computing" in warning
+    assert "llvmlite" not in warning
+
+
+def test_without_llvmlite_speeds_are_numpys_and_the_remedy_is_named(by_numpy: Result) -> None:
+    """With what that means for the advice on threads."""
+    campaign = replace(by_numpy.campaign, kernel=None, kernels=FOUND)
+    saved = replace(by_numpy, campaign=campaign)
+    (warning,) = (
+        line for line in pipeline.conclude_again(saved, saved.workload, saved.host).warnings if "numpy kernels" in line
+    )
+    assert "the native ones can't run: llvmlite is not installed" in warning
+    assert "often needs fewer threads" in warning
+    assert warning.endswith("`pip install llvmlite` gives the native ones")
+
+
+def test_where_native_kernels_failed_speeds_are_numpys_too(by_numpy: Result) -> None:
+    """No installation would help."""
+    kernels = (Kernel("native", "I2_S", "avx2", None), Kernel("native", "F16", "avx2", None))
+    saved = replace(by_numpy, campaign=replace(by_numpy.campaign, kernel=None, kernels=kernels))
+    warnings = pipeline.conclude_again(saved, saved.workload, saved.host).warnings
+    assert any("the native ones failed" in line and "llvmlite" not in line for line in warnings)
+
+
+def test_measurements_answer_only_for_the_kernel_they_are_of(
+    model: Path, by_numpy: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --kernel all are rivals, so it is measured anew; retuning says what there is nothing of."""
+    save(by_numpy, Options(kernel="numpy"))
+    used = benchmark_gives(by_numpy.campaign, monkeypatch)
+    assert pipeline.tune(model, Options(kernel="numpy"), budget_s=BUDGET_S) == by_numpy
+    assert pipeline.retune(model, Options(kernel="numpy", max_batch=2)).campaign == by_numpy.campaign
+    assert not used
+    with pytest.raises(ResultNotFoundError, match=r"no saved measurements of .*small\.json: run"):
+        pipeline.retune(model)
+    with pytest.raises(ResultNotFoundError, match=r"small\.json with --kernel native: run .* --kernel native`"):
+        pipeline.retune(model, Options(kernel="native"))
+    pipeline.tune(model, budget_s=BUDGET_S)
+    assert len(used) == 1
+
+
+@pytest.mark.usefixtures("no_benchmark", "numpy_alone")
+def test_a_kernel_that_cannot_run_is_told_before_the_benchmark(model: Path) -> None:
+    """With the reason; one that doesn't exist with those that do."""
+    with pytest.raises(KernelUnavailableError, match="'native' can't run this here: llvmlite is not installed"):
+        pipeline.tune(model, Options(kernel="native"))
+    with pytest.raises(UsageError, match="--kernel must be one of native, numpy, got 'abacus'"):
+        pipeline.tune(model, Options(kernel="abacus"))
+
+
+# Formats
+
+
+def test_with_auto_the_format_is_chosen_and_the_others_can_be_chosen_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One campaign over all formats with a kernel; the evidence suffices to decide again."""
+    wish = Options(format="auto", kernel="numpy")
+    result = pipeline.tune(model, wish, budget_s=3.0)
+    compared = {format_of(result.model), *(format_of(other) for other in result.alternatives)}
+    assert compared == {
+        found.point.format for found in result.campaign.measurements() if found.point.op == "matmul"
+    } - {"F16"}
+    assert {other.format for other in result.decision.other_formats} == compared - {format_of(result.model)}
+    assert loader.load_result(model, format="auto") == result
+    assert loader.load_result(model) is None
+    monkeypatch.setattr(pipeline.bench, "run", None)
+    again = pipeline.conclude_again(result, result.workload, result.host)
+    assert again.model == result.model
+    assert without_times(again.decision) == without_times(result.decision)
+    assert pipeline.retune(model, wish._replace(workload="chat")).campaign == result.campaign
+
+
+# Limits
+
+
+def test_measurements_of_a_run_that_no_limit_can_be_kept_with_are_not_lost(
+    model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They answer the next limit; until then a loader gets the best without one."""
+    used = benchmark_gives(measured.campaign, monkeypatch)
+    for _ in range(2):
+        with pytest.raises(ConstraintError, match="time per output token can't be kept"):
+            pipeline.tune(model, Options(max_tpot_ms=1e-6), budget_s=BUDGET_S)
+    result = pipeline.tune(model, Options(max_tpot_ms=1e6), budget_s=BUDGET_S)
+    assert result.campaign == measured.campaign
+    assert len(used) == 1

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from autotune import records
 from autotune.records import (
     DeviceConfig,
+    FormatCandidate,
     Gpu,
     Gpus,
     Hybrid,
@@ -147,6 +148,8 @@ def all_records() -> dict[str, Record]:
         host=build_host(gpus=Gpus(devices=(gpu,), driver_version="580.65", absent_reason=None)),
         device_config=DeviceConfig(Hybrid(HybridSplit(1, 1)), 2, 0.5, 4),
     )
+    other = FormatCandidate("TL2", build_candidate())
+    result = replace(result, decision=replace(result.decision, other_formats=(other,)))
     found: dict[str, Record] = {}
     waiting: list[object] = [result]
     while waiting:

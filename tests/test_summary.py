@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from autotune.records import Campaign, Configuration, Gpu, Gpus, HeldOut, Host, Noise, Result, Study
+from autotune.records import (
+    Campaign,
+    Configuration,
+    Gpu,
+    Gpus,
+    HeldOut,
+    Host,
+    Kernel,
+    Noise,
+    Result,
+    SiteKernels,
+    Study,
+)
 from autotune.summary import show, summarize
 from tests.builders import build_campaign, build_candidate, build_host, build_model, build_result, build_workload
 
@@ -72,6 +84,29 @@ def test_the_model_comes_with_layers_and_size() -> None:
     assert lines(build_result())["model"] == "synthetic/model, 2 layers, 976 kB"
     single = build_model(layers=build_model().layers[:1])
     assert ", 1 layer, " in lines(build_result(model=single))["model"]
+
+
+def test_the_fastest_kernels_are_named_by_format_and_m() -> None:
+    """With their instruction sets, and from how many tokens on another one is faster for most sites."""
+    wide = {"1": "native", "16": "native", "64": "amx", "128": "amx"}
+    sites = (
+        SiteKernels("I2_S", 256, 256, {"1": "native"}, wide),
+        SiteKernels("I2_S", 768, 256, {"1": "native"}, wide),
+        SiteKernels("I2_S", 128, 256, {"1": "native"}, {**wide, "16": "amx", "128": "native"}),
+        SiteKernels("F16", 1000, 256, {"1": "native", "8": "numpy", "16": "native"}, {}),
+    )
+    found = (
+        Kernel("native", "I2_S", "avx512_vnni", None),
+        Kernel("amx", "I2_S", "amx_int8", None),
+        Kernel("native", "F16", "avx512", None),
+        Kernel("numpy", "F16", None, None),
+    )
+    result = build_result(kernels=sites, campaign=build_campaign(kernels=found))
+    assert lines(result)["kernels"] == (
+        "I2_S native (avx512_vnni), amx (amx_int8) from m = 64; "
+        "F16 native (avx512), numpy from m = 8, native from m = 16"
+    )
+    assert "kernels" not in lines(build_result(kernels=()))
 
 
 def test_the_workload_comes_with_lengths_and_limits() -> None:

@@ -19,8 +19,6 @@ from autotune.model.memory import model_bytes
 from autotune.records import Campaign, Cpu, Host, Measurement, Model, Noise, Outcome, median
 from ternary_kernels.formats import get_format
 
-KERNEL_MODULES = ("ternary_kernels.numpy_cpu",)
-
 _MIN_COLD_BYTES = 64 << 20
 _MAX_COLD_BYTES = 1 << 30
 _UNKNOWN_CACHE_BYTES = 128 << 20
@@ -46,7 +44,7 @@ def run(
     *,
     budget_s: float,
     progress: Progress | None = None,
-    kernel_modules: Sequence[str] = KERNEL_MODULES,
+    kernel_modules: Sequence[str] = (),
     seed: int = 0,
 ) -> Campaign:
     """Time tasks in a child process within a budget.
@@ -59,11 +57,11 @@ def run(
         tasks: What to time, most important first.
         budget_s: Wall time for all of it, the worker's start included; kept within 10 %.
         progress: Told now and then how far it is.
-        kernel_modules: Modules whose kernels the worker can run.
+        kernel_modules: Modules with further kernels, for the worker to import.
         seed: Of the order of sampling.
 
     Returns:
-        An outcome per task, in the tasks' order.
+        An outcome per task, in the tasks' order, but of those that their kernel's other points spared.
 
     Raises:
         BenchmarkError: A worker could not be started or died before it came to the first task, or the memory
@@ -159,7 +157,8 @@ def window_bytes(task: Task) -> int:
 
 
 def _noise(outcomes: Sequence[Outcome], control_drift: float, steal: float | None, throttled: float | None) -> Noise:
-    measured = [outcome for outcome in outcomes if isinstance(outcome, Measurement)]
+    # A beaten kernel's few samples say nothing about noise.
+    measured = [outcome for outcome in outcomes if isinstance(outcome, Measurement) and outcome.stopped != "beaten"]
     intervals = [width for outcome in measured if (width := outcome.relative_interval) is not None]
     return Noise(
         median_relative_interval=median(intervals) if intervals else None,

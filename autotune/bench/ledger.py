@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from autotune.bench.messages import Block, Event, Failed, Finished, Prepared, Ready
 from autotune.bench.plan import Task
+from autotune.bench.rivals import gates, is_beaten, rivals
 from autotune.bench.sampler import Sample, stopping
 from autotune.records import Failure, Measurement, Outcome
 from autotune.records.measurement import FailureKind
@@ -27,6 +28,8 @@ class Ledger:
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = tasks
+        points = [task.point for task in tasks]
+        self._rivals, self._gates = rivals(points), gates(points)
         self._samples: list[list[Sample]] = [[] for _ in tasks]
         self.failures: dict[int, Failure] = {}
         self.control_drift = 0.0
@@ -62,16 +65,30 @@ class Ledger:
 
     @property
     def timed(self) -> int:
-        """Tasks with at least one sample."""
-        return sum(1 for samples in self._samples if samples)
+        """Tasks with at least one sample, or that need none."""
+        return sum(1 for index, samples in enumerate(self._samples) if samples or self._is_spared(index))
 
     def samples_s(self) -> tuple[tuple[float, ...], ...]:
         """Per task, seconds per call as they were taken."""
         return tuple(tuple(sample.time_s for sample in samples) for samples in self._samples)
 
     def outcomes(self) -> tuple[Outcome, ...]:
-        """Per task, what came of it."""
-        return tuple(self._outcome(index, task) for index, task in enumerate(self._tasks))
+        """What came of each task, in their order; nothing of those that were spared."""
+        return tuple(self._outcome(index, task) for index, task in enumerate(self._tasks) if not self._is_spared(index))
+
+    def _is_spared(self, index: int) -> bool:
+        """Whether a task was left alone: its kernel lost all points that spare it, and a rival does the same."""
+        if self._samples[index] or index in self.failures or not self._gates[index]:
+            return False
+        if all(rival in self.failures for rival in self._rivals[index]):
+            return False
+        return all(map(self._is_beaten, self._gates[index]))
+
+    def _is_beaten(self, index: int) -> bool:
+        """Whether a rival that didn't fail was clearly faster."""
+        sound = [rival for rival in self._rivals[index] if rival not in self.failures]
+        own, *others = ([sample.time_s for sample in self._samples[which]] for which in (index, *sound))
+        return is_beaten(own, others)
 
     def _outcome(self, index: int, task: Task) -> Outcome:
         if index in self.failures:
@@ -84,7 +101,8 @@ class Ledger:
             point=task.point,
             samples_s=tuple(sample.time_s * scale for sample in samples),
             calls_per_sample=samples[-1].calls,
-            stopped=stopping([sample.time_s for sample in samples]) or "budget",
+            stopped=stopping([sample.time_s for sample in samples])
+            or ("beaten" if self._is_beaten(index) else "budget"),
             rows_timed=task.rows,
             disturbed=sum(sample.discarded for sample in samples),
         )

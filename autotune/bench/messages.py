@@ -54,6 +54,8 @@ class Started(Record, frozen=True, tag="started"):
     """The tasks that are out if it doesn't; none where no task is to blame."""
     expected_s: float | None
     """How long it should take; None: unknown."""
+    compiles: bool = False
+    """Whether code may have to be compiled for it first, which takes seconds."""
 
 
 class Block(Record, frozen=True, tag="block"):

@@ -3,92 +3,148 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autotune.bench.messages import Event, Failed, Started
 from autotune.bench.plan import Task
+from autotune.model.sites import holds
 from autotune.records.measurement import FailureKind
 from ternary_kernels import oracle
-from ternary_kernels.activations import quantize
-from ternary_kernels.formats import get_format
-from ternary_kernels.matmul import get_kernel
+from ternary_kernels.activations import Quantized, quantize
+from ternary_kernels.arena import Arena
+from ternary_kernels.formats import Bytes, Format, get_format
+from ternary_kernels.matmul import Matmul, get_kernel
 from ternary_kernels.team import Team
 
-_ROWS = 29  # of the matrix that is checked: odd, and more than any kernel handles at once
+_ROWS = (67, 96)
+"""Rows of the matrix that is checked: odd, and more than any kernel handles at once; the second for formats that
+interleave rows."""
 _MAX_TOKENS = 33
+_SCALE = 0.5
 
 
-def check(
-    tasks: Sequence[Task], skip: Collection[int], teams: Mapping[int, Team], send: Callable[[Event], None]
-) -> set[int]:
-    """Check every product's kernel on a small matrix, and report those that fail.
+class _Example(NamedTuple):
+    """A small matrix in a format, activations of the most tokens, and what their product is."""
 
-    All products of a kernel and format are at stake: one that doesn't even survive this is worth no further worker.
+    rows: int
+    data: Bytes
+    x: Quantized | NDArray[np.float32]
+    expected: NDArray[np.float32] | NDArray[np.float64]
+
+    def tokens(self, m: int) -> Quantized | NDArray[np.float32]:
+        """The activations of the first ``m`` tokens."""
+        return Quantized(self.x.values[:m], self.x.scale[:m]) if isinstance(self.x, Quantized) else self.x[:m]
+
+
+class Checker:
+    """Checks kernels on small matrices; what they share is worked out once.
 
     Args:
-        tasks: What is to be timed.
-        skip: Indices of tasks that are out already.
         teams: A team per thread count.
         send: Takes the events.
-
-    Returns:
-        Indices of the tasks that failed.
     """
-    products = [(index, task) for index, task in enumerate(tasks) if task.point.op == "matmul" and index not in skip]
-    at_stake: dict[tuple[str, str], list[int]] = {}
-    for index, task in products:
-        at_stake.setdefault((task.point.kernel, task.point.format), []).append(index)
-    faults: dict[tuple[object, ...], tuple[FailureKind, str] | None] = {}
-    failed = set()
-    for index, task in products:
+
+    def __init__(self, teams: Mapping[int, Team], send: Callable[[Event], None]) -> None:
+        self._teams = teams
+        self._send = send
+        self._examples: dict[tuple[str, int], _Example] = {}
+        self._ternary: dict[tuple[int, int], tuple[NDArray[np.int8], Quantized, NDArray[np.float32]]] = {}
+
+    def check(self, tasks: Sequence[Task], skip: Collection[int]) -> set[int]:
+        """Check every product's kernel, and report those that fail.
+
+        All products of a kernel and format are at stake: one that doesn't even survive this is worth no further worker.
+
+        Args:
+            tasks: What is to be timed.
+            skip: Indices of tasks that are out already.
+
+        Returns:
+            Indices of the tasks that failed.
+        """
+        products = [
+            (index, task) for index, task in enumerate(tasks) if task.point.op == "matmul" and index not in skip
+        ]
+        at_stake: dict[tuple[str, str], list[int]] = {}
+        for index, task in products:
+            at_stake.setdefault((task.point.kernel, task.point.format), []).append(index)
+        faults: dict[tuple[object, ...], tuple[FailureKind, str] | None] = {}
+        failed = set()
+        for index, task in products:
+            point = task.point
+            # Products that differ in nothing else run the same check.
+            key = point.kernel, point.format, point.k_in, min(point.m, _MAX_TOKENS), point.threads
+            if key not in faults:
+                faults[key] = self._fault(task, tuple(at_stake[point.kernel, point.format]))
+            fault = faults[key]
+            if fault:
+                failed.add(index)
+                self._send(Failed(index, *fault))
+        return failed
+
+    def _fault(self, task: Task, at_stake: tuple[int, ...]) -> tuple[FailureKind, str] | None:
+        """What is wrong with a task's kernel; None if nothing is."""
         point = task.point
-        # Products that differ in nothing else run the same check.
-        key = point.kernel, point.format, point.k_in, min(point.m, _MAX_TOKENS), point.threads
-        if key not in faults:
-            send(Started(tuple(at_stake[point.kernel, point.format]), None))
-            try:
-                message = disagreement(task, teams[point.threads])
-                faults[key] = ("wrong_result", message) if message else None
-            except Exception as error:
-                faults[key] = failure_of(error)
-        fault = faults[key]
-        if fault:
-            failed.add(index)
-            send(Failed(index, *fault))
-    return failed
+        m = min(point.m, _MAX_TOKENS)
+        try:
+            example = self._example(get_format(point.format), point.k_in)
+            self._send(Started(at_stake, None, compiles=True))
+            kernel = get_kernel(point.kernel, point.format)
+            product = kernel(point.format, example.rows, point.k_in, m, self._teams[point.threads])
+            self._send(Started(at_stake, None))
+            if _agrees(product, example, m):
+                return None
+        except Exception as error:
+            return failure_of(error)
+        where = f"{point.kernel} {point.format} k_in={point.k_in} m={m}, {point.threads} threads"
+        return "wrong_result", f"{where}: differs from the oracle"
+
+    def _example(self, held: Format, k_in: int) -> _Example:
+        """A matrix of a task's own row length.
+
+        Raises:
+            ValueError: The format can't hold it.
+        """
+        key = held.name, k_in
+        if key not in self._examples:
+            rows = next((rows for rows in _ROWS if holds(held.name, rows, k_in)), _ROWS[-1])
+            self._examples[key] = (
+                self._ternary_example(held, rows, k_in) if held.ternary else _float_example(held, rows, k_in)
+            )
+        return self._examples[key]
+
+    def _ternary_example(self, held: Format, rows: int, k_in: int) -> _Example:
+        """All ternary formats hold the same weights, so the slow oracle runs once."""
+        if (rows, k_in) not in self._ternary:
+            rng = np.random.default_rng(2)
+            weights = rng.integers(-1, 2, (rows, k_in), np.int8)
+            x = quantize(rng.standard_normal((_MAX_TOKENS, k_in), np.float32))
+            self._ternary[rows, k_in] = weights, x, oracle.matmul(x, weights, _SCALE)
+        weights, x, expected = self._ternary[rows, k_in]
+        return _Example(rows, held.pack(weights, _SCALE), x, expected)
 
 
-def disagreement(task: Task, team: Team) -> str | None:
-    """How a task's kernel disagrees with the oracle on a small matrix of its own row length; None if it doesn't.
+def _float_example(held: Format, rows: int, k_in: int) -> _Example:
+    # Not packed: bytes that are weights in every format spare the time that block formats take to find their scales.
+    data = Arena(held.size_bytes(rows, k_in)).take(held.size_bytes(rows, k_in))
+    x = np.random.default_rng(2).standard_normal((_MAX_TOKENS, k_in), np.float32)
+    weights, scale = held.unpack(data, rows, k_in)
+    return _Example(rows, data, x, x.astype(np.float64) @ weights.astype(np.float64).T * scale)
 
-    Ternary kernels must equal the oracle to the last bit; floating-point ones may round.
 
-    Raises:
-        ValueError: There is no such kernel, or the format can't hold the shape.
-    """
-    point = task.point
-    rng = np.random.default_rng(2)
-    held = get_format(point.format)
-    m = min(point.m, _MAX_TOKENS)
-    product = get_kernel(point.kernel, point.format)(point.format, _ROWS, point.k_in, m, team)
-    out = np.full((m, _ROWS), np.nan, np.float32)
-    x = rng.standard_normal((m, point.k_in), np.float32)
-    if held.ternary:
-        weights = rng.integers(-1, 2, (_ROWS, point.k_in), np.int8)
-        quantized = quantize(x)
-        product(quantized, held.pack(weights, 0.5), out)
-        agrees = np.array_equal(out, oracle.matmul(quantized, weights, 0.5))
-    else:
-        data = held.pack(rng.standard_normal((_ROWS, point.k_in), np.float32))
-        product(x, data, out)
-        exact = x.astype(np.float64) @ held.unpack(data, _ROWS, point.k_in)[0].astype(np.float64).T
-        # Rounding errors of a sum of k products grow like the root of k; 16 is far beyond any order of addition.
-        tolerance = 16 * np.sqrt(point.k_in) * np.finfo(np.float32).eps * np.abs(exact).max()
-        agrees = bool(np.all(np.abs(out - exact) <= tolerance))
-    if agrees:
-        return None
-    return f"{point.kernel} {point.format} k_in={point.k_in} m={m}, {point.threads} threads: differs from the oracle"
+def _agrees(product: Matmul, example: _Example, m: int) -> bool:
+    """Whether a product is right. Ternary kernels must equal the oracle to the last bit; the others may round."""
+    out = np.full((m, example.rows), np.nan, np.float32)
+    product(example.tokens(m), example.data, out)
+    expected = example.expected[:m]
+    if product.format.ternary:
+        return np.array_equal(out, expected)
+    # Rounding errors of a sum of k products grow like the root of k; 16 is far beyond any order of addition.
+    tolerance = 16 * np.sqrt(product.k_in) * np.finfo(np.float32).eps * np.abs(expected).max()
+    return bool(np.all(np.abs(out - expected) <= tolerance))
 
 
 def failure_of(error: Exception) -> tuple[FailureKind, str]:

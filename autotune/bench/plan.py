@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from autotune.bench.rivals import REFERENCE, Kernels, gates
 from autotune.records import Host, Model, Point, Record, Site, Workload
 from ternary_kernels.formats import get_format
+from ternary_kernels.numpy_ceilings import PEAK_SIZE
 
 SLICE_BYTES = 64 << 20
 """A larger site is timed on this much of its rows, rounded down, and scaled up: they are alike, and time is short."""
@@ -19,7 +21,6 @@ _CONTEXTS_PREFILL = (0, 1024)
 LARGEST_CHUNK = 512
 """Longest prefill chunk that is timed, and so that the search offers."""
 _SHORT_CHUNK = 64  # attention on shorter ones takes so little of a step that it is interpolated
-_PEAK_SIZE = 384, 384, 1024  # m, n_out, k_in: three matrices that fit any level-2 cache, long enough for full speed
 _READ_BYTES = 64 << 20
 
 
@@ -43,43 +44,59 @@ def ceilings(host: Host, kernel: str) -> tuple[Task, ...]:
     return tuple(Task(_ceiling(op, count, kernel)) for count in thread_counts(host) for op in ("read", "peak"))
 
 
-def plan(model: Model, host: Host, workload: Workload, kernel: str, *, quick: bool) -> tuple[Task, ...]:
+def plan(models: Sequence[Model], host: Host, workload: Workload, kernels: Kernels, *, quick: bool) -> tuple[Task, ...]:
     """Everything to time on the CPU.
 
     The order is that of the first round, so a budget that ends early still has what matters most: the host's
-    ceilings, then every site at m = 1, then the other ops, then m in steps that halve the gaps.
+    ceilings, then every site at m = 1, then the other ops, then m in steps that halve the gaps. Each step goes
+    through all models and kernels. Last comes the reference where other kernels are timed.
 
     Args:
-        model: Its distinct sites are timed once each.
+        models: One model in one weight format or in several. Distinct sites of all are timed once each.
         host: Gives the thread counts.
         workload: Its largest batch and its prompt bound m; its lengths are among the contexts.
-        kernel: Kernel to time, a name of the registry.
+        kernels: Kernels to time.
         quick: Fewer values of m.
     """
+    model = models[0]  # all have the same geometry
     threads = thread_counts(host)
     chunk = min(workload.prompt_tokens, LARGEST_CHUNK)
     chunks = _token_counts(chunk, quick=quick)
     batches = _token_counts(workload.max_batch, quick=quick)
     tokens = _token_counts(max(chunk, workload.max_batch), quick=quick)
-    layer_sites = {(site.format, site.n_out, site.k_in): site for layer in model.layers for site in layer.sites}
-    products = [
-        _sliced(product_point(site, m, count, kernel))
+    layer_sites = {
+        (site.format, site.n_out, site.k_in): site
+        for held in models
+        for layer in dict.fromkeys(held.layers)
+        for site in layer.sites
+    }
+    heads = dict.fromkeys(held.head for held in models)
+    timed = dict.fromkeys(
+        product_point(site, m, count, kernel)
         for m in dict.fromkeys((*tokens, *batches))
         # Of a prompt, only the last token goes through the head.
-        for site in (*(layer_sites.values() if m in tokens else ()), *((model.head,) if m in batches else ()))
+        for site in (*(layer_sites.values() if m in tokens else ()), *(heads if m in batches else ()))
         for count in reversed(threads)
-    ]
+        for kernel in kernels.at(site.format, m)
+    )
+    products = _last_the_reference(tuple(timed))
     others = [
-        *(Task(small_ops_point(model, m, kernel)) for m in tokens),
         *(
-            Task(attention_point(model, m, context, count, kernel))
+            Task(small_ops_point(model, m, count, kernels.main))
+            for m in tokens
+            # One token is too little work to share.
+            for count in (reversed(threads) if m > 1 else (1,))
+        ),
+        *(
+            Task(attention_point(model, m, context, count, kernels.main))
             for m, context in _attention_sizes(model, workload, chunks)
             for count in threads
         ),
     ]
-    single = [task for task in products if task.point.m == 1]
-    many = [task for task in products if task.point.m > 1]
-    return tuple(dict.fromkeys((*ceilings(host, kernel), *single, *others, *many)))
+    first, last = products
+    single = [_sliced(point) for point in first if point.m == 1]
+    many = [_sliced(point) for point in (*(point for point in first if point.m > 1), *last)]
+    return (*ceilings(host, kernels.main), *single, *dict.fromkeys(others), *many)
 
 
 def describe_first_missing(tasks: Sequence[Task], timed: Iterable[Point]) -> str | None:
@@ -122,14 +139,23 @@ def attention_point(model: Model, m: int, context: int, threads: int, kernel: st
     return Point("attention", "cpu", kernel, threads, m, "F16", heads * head_dim, kv_heads * head_dim, context)
 
 
-def small_ops_point(model: Model, m: int, kernel: str) -> Point:
-    """A layer's small operations on m tokens, which run on one thread."""
-    return Point("layer_ops", "cpu", kernel, 1, m, "F32", model.intermediate_size, model.hidden_size)
+def small_ops_point(model: Model, m: int, threads: int, kernel: str) -> Point:
+    """A layer's small operations on m tokens."""
+    return Point("layer_ops", "cpu", kernel, threads, m, "F32", model.intermediate_size, model.hidden_size)
+
+
+def _last_the_reference(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+    """Splits products into those to time, and the reference where others are timed: first where it spares the rest."""
+    spared_by = gates(points)
+    comparing = {index for spares in spared_by for index in spares}
+    first = [point for index, point in enumerate(points) if index not in comparing and not spared_by[index]]
+    spared = [point for index, point in enumerate(points) if spared_by[index]]
+    return first, [*(points[index] for index in sorted(comparing)), *spared]
 
 
 def _sliced(point: Point) -> Task:
     """A product, of as many of its rows as there is time for."""
-    row_bytes = get_format(point.format).size_bytes(1, point.k_in)
+    row_bytes = get_format(point.format).size_bytes(point.n_out, point.k_in) // point.n_out
     rows = max(SLICE_BYTES // row_bytes // _ROW_MULTIPLE * _ROW_MULTIPLE, _ROW_MULTIPLE)
     return Task(point, rows if rows < point.n_out else None)
 
@@ -151,5 +177,6 @@ def _attention_sizes(model: Model, workload: Workload, chunks: Sequence[int]) ->
 def _ceiling(op: Literal["read", "peak"], threads: int, kernel: str) -> Point:
     if op == "read":
         return Point("read", "cpu", kernel, threads, k_in=_READ_BYTES)
-    m, n_out, k_in = _PEAK_SIZE
-    return Point("peak", "cpu", kernel, threads, m, "F32", n_out, k_in)
+    m, n_out, k_in = PEAK_SIZE
+    # numpy has no fast product of integers.
+    return Point("peak", "cpu", kernel, threads, m, "F32" if kernel == REFERENCE else "I8", n_out, k_in)

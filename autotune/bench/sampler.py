@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from msgspec.structs import replace
 
 from autotune.bench import disturbance
+from autotune.bench.rivals import FEW_SAMPLES, is_beaten
 from autotune.records import Record, median, relative_median_interval
 
 MIN_SAMPLE_S = 1e-3
@@ -60,6 +61,10 @@ class Candidate:
         call_s: Seconds per call when it last ran, whether that counted or not; None if it never ran.
         calls: Calls per sample, 0 before the warm-up.
         done: Whether it needs no more samples, or can't be sampled.
+        rivals: Indices of the candidates that do the same in another way: once one of them is clearly faster, this one
+            is done.
+        gates: Indices of the candidates that it waits for; if these are all beaten and a rival hasn't failed, it isn't
+            sampled at all.
     """
 
     call: Callable[[], object]
@@ -69,6 +74,8 @@ class Candidate:
     call_s: float | None = None
     calls: int = 0
     done: bool = False
+    rivals: Sequence[int] = ()
+    gates: Sequence[int] = ()
 
 
 class Observer(Protocol):
@@ -122,6 +129,8 @@ class Sampler:
 
     def run(self) -> None:
         """Sample until done."""
+        for index in range(len(self._candidates)):
+            self._judge(index)
         self._read_control()
         # Where an earlier worker had begun, those that it didn't come to go first.
         order = sorted(self._open(), key=lambda index: bool(self._candidates[index].samples_s))
@@ -134,8 +143,30 @@ class Sampler:
         return [
             index
             for index, candidate in enumerate(self._candidates)
-            if not candidate.done and self._fits(self._expected(candidate))
+            if not candidate.done and self._is_due(candidate) and self._fits(self._expected(candidate))
         ]
+
+    def _is_due(self, candidate: Candidate) -> bool:
+        """Whether the candidate's gates are known and not all lost, or nobody is left to do the same."""
+        if candidate.gates and not any(map(self._is_alive, candidate.rivals)):
+            return True
+        known = all(
+            self._candidates[gate].done or len(self._candidates[gate].samples_s) >= FEW_SAMPLES
+            for gate in candidate.gates
+        )
+        return known and not (candidate.gates and all(map(self._is_beaten, candidate.gates)))
+
+    def _is_alive(self, index: int) -> bool:
+        return bool(self._candidates[index].samples_s) or not self._candidates[index].done
+
+    def _is_beaten(self, index: int) -> bool:
+        candidate = self._candidates[index]
+        return is_beaten(candidate.samples_s, [self._candidates[rival].samples_s for rival in candidate.rivals])
+
+    def _judge(self, index: int) -> None:
+        """Put a candidate out if it is beaten."""
+        if self._is_beaten(index):
+            self._candidates[index].done = True
 
     def _draw(self) -> list[int]:
         """Who is in the next round, in random order; nobody if nothing is left to do."""
@@ -180,6 +211,8 @@ class Sampler:
             candidate = self._candidates[sample.index]
             candidate.samples_s.append(sample.time_s)
             candidate.done = stopping(candidate.samples_s) is not None
+            for index in (sample.index, *candidate.rivals):
+                self._judge(index)
         usual = median(self._readings_s)
         self._observer.committed(block, max(abs(reading / usual - 1) for reading in self._readings_s))
 
@@ -189,8 +222,12 @@ class Sampler:
         try:
             return self._sample(index)
         except Exception as error:
-            # Whatever a kernel raises, the other candidates can still be timed.
-            self._candidates[index].done = True
+            # Whatever a kernel raises, the other candidates can still be timed, and those that it had beaten as well.
+            failed = self._candidates[index]
+            failed.done = True
+            failed.samples_s.clear()
+            for rival in map(self._candidates.__getitem__, failed.rivals):
+                rival.done = rival.done and (not rival.samples_s or stopping(rival.samples_s) is not None)
             self._observer.failed(index, error)
             return None
 

@@ -30,6 +30,9 @@ _HANG_FACTOR = 20
 _HANG_FLOOR_S = 1.0
 """What runs longer than this plus 20 times what was expected hangs."""
 
+_COMPILE_S = 20.0
+"""How long what may compile code first is waited for: far more than any kernel takes, on any host."""
+
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -127,7 +130,7 @@ class Supervisor:
 
     def _allowed_s(self, event: Started) -> float:
         if event.expected_s is None:
-            return self._patience_s
+            return max(self._patience_s, _COMPILE_S) if event.compiles else self._patience_s
         return _HANG_FLOOR_S + _HANG_FACTOR * event.expected_s
 
     def _blame(self, status: int, errors: IO[bytes]) -> None:

@@ -79,7 +79,9 @@ class AttentionTimes:
 
 
 class SmallOpsTimes:
-    """Norms, rotation, gate and quantisation of one layer on m tokens; they run on one thread.
+    """Norms, rotation, gate and quantisation of one layer on m tokens.
+
+    Over threads the time at a timed m follows the Universal Scalability Law; between values of m it is a power law.
 
     Args:
         campaign: Holds the ``layer_ops`` points.
@@ -90,17 +92,21 @@ class SmallOpsTimes:
     """
 
     def __init__(self, campaign: Campaign, device: str = "cpu") -> None:
-        times = {point.m: time_s for point, time_s in fastest(campaign, "layer_ops", device).items()}
+        times: dict[int, dict[int, float]] = {}
+        for point, time_s in fastest(campaign, "layer_ops", device).items():
+            times.setdefault(point.m, {})[point.threads] = time_s
         self.tokens = tuple(sorted(times))
-        self._log_times = np.log([times[m] for m in self.tokens])
+        self._laws = [ScalabilityLaw(times[m]) for m in self.tokens]
 
-    def time_s(self, tokens: Floats) -> Floats:
-        """Seconds at every m, shape (M,).
+    def time_s(self, tokens: Floats, threads: NDArray[np.int64]) -> Floats:
+        """Seconds at every m, shape (T, M).
 
-        Between timed values of m a power law, beyond the last proportional to m; 0 if none was timed.
+        Beyond the last timed m proportional to m; 0 if none was timed. Timed on one thread alone they are taken to
+        run on one.
         """
         if not self.tokens:
-            return np.zeros(len(tokens))
-        inside = np.exp(np.interp(np.log(tokens), np.log(self.tokens), self._log_times))
+            return np.zeros((len(threads), len(tokens)))
+        log_times = np.log([law.at(threads) for law in self._laws])
+        inside = np.exp(log_times.T @ linear_weights(np.log(tokens), np.log(self.tokens)))
         proportional: Floats = inside * np.maximum(1.0, tokens / self.tokens[-1])
         return proportional

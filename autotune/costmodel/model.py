@@ -68,7 +68,7 @@ class CostModel:
             for size, count, _ in _pieces(prompt, chunk):
                 passes[sizes.index(size), column] = count
         times = {product: self.products.time_s(product, tokens, counts) for product in _layer_products(model)}
-        small_ops = self.small_ops.time_s(tokens)
+        small_ops = self.small_ops.time_s(tokens, counts)
         decode_attention = np.outer(self._decode_attention_s(workload, counts), batches)
         prefill_attention = np.stack([self._prefill_attention_s(prompt, counts, chunk) for chunk in chunks], axis=1)
         kinds: dict[Layer, int] = {}
@@ -112,7 +112,7 @@ class CostModel:
             ),
             "the head": float(self.products.time_s(product_of(model.head), tokens, threads)[0, 0]),
             "attention": float(self._decode_attention_s(workload, threads)[0]) * batch * len(model.layers),
-            "norms, gate and quantisation": float(self.small_ops.time_s(tokens)[0]) * len(model.layers),
+            "norms, gate and quantisation": float(self.small_ops.time_s(tokens, threads)[0, 0]) * len(model.layers),
         }
         total = sum(spent.values())
         work = decode_work(model, batch, _decode_context(workload))
@@ -131,7 +131,7 @@ class CostModel:
         )
         return (
             f"{verdict}: a decode step uses {memory:.0%} of the measured read bandwidth ({1e-9 / byte_s:.1f} GB/s) and "
-            f"{compute:.0%} of the measured arithmetic ({1e-9 / operation_s:.0f} GFLOP/s); time goes to {shares}"
+            f"{compute:.0%} of the measured arithmetic ({1e-9 / operation_s:.0f} GOP/s); time goes to {shares}"
         )
 
     def caveats(self, model: Model, workload: Workload, configuration: Configuration) -> tuple[str, ...]:

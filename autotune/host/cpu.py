@@ -12,8 +12,8 @@ from autotune.records import Cpu
 # The SIMD and matrix extensions that a ternary product gains from, as Linux and archspec both name them: byte
 # shuffles (lookup tables), wide integer multiply-adds, dot products, matrix tiles, half precision (the head).
 _X86 = (
-    "ssse3 sse4_1 avx avx2 fma f16c avx_vnni avx_vnni_int8 avx512f avx512bw avx512vl avx512vbmi avx512_vnni "
-    "avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16 amx_fp16"
+    "ssse3 sse4_1 avx avx2 fma f16c bmi2 avx_vnni avx_vnni_int8 avx512f avx512bw avx512dq avx512vl avx512vbmi "
+    "avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16 amx_fp16"
 )
 _ARM = "asimd asimdhp asimddp i8mm bf16 sve sve2 svei8mm svebf16 sme sme2"
 _RELEVANT = frozenset(f"{_X86} {_ARM}".split())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
-from autotune.records import Cache, Cpu, Gpu, Host, Limits, Memory, Tier
+from autotune.host.kernels import describe_kernels
+from autotune.records import Cache, Cpu, Gpu, Host, Kernel, Limits, Memory, Tier
 
 _UNKNOWN = "unknown"
 
 
-def describe(host: Host, tier: Tier | None) -> list[tuple[str, str]]:
+def describe(host: Host, tier: Tier | None, kernels: Sequence[Kernel]) -> list[tuple[str, str]]:
     """Lines of a label and a value each, in the order to print them; the tier only where one was measured."""
     cpu = host.cpu
     lines = [
@@ -30,13 +32,14 @@ def describe(host: Host, tier: Tier | None) -> list[tuple[str, str]]:
         lines.append(("GPU", f"none: {host.gpus.absent_reason}"))
     if tier is not None:
         lines.append(("Tier", f"{tier.name}: {tier.reason}"))
+    lines += describe_kernels(kernels)
     libraries = [f"{library} {version}" for library, version in host.versions.libraries.items()]
     lines += [
         (
             "Versions",
             ", ".join([f"autotune {host.versions.autotune}", f"Python {host.versions.python}", *libraries]),
         ),
-        ("Kernels", f"{host.versions.kernels} (measuring policy {host.versions.measuring_policy})"),
+        ("Kernel sources", f"{host.versions.kernels} (measuring policy {host.versions.measuring_policy})"),
         ("Fingerprint", f"{host.fingerprint.full} (cache key {host.fingerprint.cheap})"),
     ]
     if host.unknown:

@@ -125,6 +125,18 @@ class Fingerprint(Record, frozen=True):
     """Digest of the raw sources that determine those, read in under a millisecond: the key of the cache."""
 
 
+class Kernel(Record, frozen=True):
+    """Whether one kernel can run here with one weight format."""
+
+    kernel: str
+    """Name of the implementation: ``native``, ``amx``, ``numpy``."""
+    format: str
+    path: str | None
+    """The instruction set that it would use (``avx512_vnni``); None where it has no such thing, or can't run."""
+    reason: str | None
+    """Why it can't run here; None: it can."""
+
+
 class Host(Record, frozen=True):
     """Everything detected about the host, without timing anything."""
 

@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 from autotune.records.base import Record
+from autotune.records.host import Kernel
 
 Op = Literal["matmul", "attention", "layer_ops", "read", "peak"]
 FailureKind = Literal["wrong_result", "crashed", "hung", "out_of_memory", "unsupported", "budget"]
@@ -25,7 +26,7 @@ class Point(Record, frozen=True):
     m: int = 0
     """Tokens multiplied at once (activation rows)."""
     format: str = ""
-    """Weight format of a matmul."""
+    """Weight format of a matmul; of the other operations what they calculate with."""
     n_out: int = 0
     k_in: int = 0
     context: int = 0
@@ -39,8 +40,9 @@ class Measurement(Record, frozen=True, tag="measurement"):
     samples_s: tuple[float, ...]
     """Seconds per call of the whole operation, one entry per sample, in the order taken."""
     calls_per_sample: int
-    stopped: Literal["converged", "stable", "budget"]
-    """Why sampling ended: the median's 95 % interval is within 2 %; it stopped shrinking; the time was up."""
+    stopped: Literal["converged", "stable", "budget", "beaten"]
+    """Why sampling ended: the median's 95 % interval is within 2 %; it stopped shrinking; the time was up; another
+    kernel does the same so much faster that more samples can't change which one counts."""
     rows_timed: int | None = None
     """For a site too large to time whole: the rows that were, from which ``samples_s`` was scaled up."""
     disturbed: int = 0
@@ -126,6 +128,10 @@ class Campaign(Record, frozen=True):
     """Size of the memory through which weights rotate, so that none is in cache when it is used."""
     runtime_overhead_bytes: int
     """Resident memory of the worker before it allocated anything: interpreter, libraries, kernels."""
+    kernel: str | None = None
+    """The kernel that ``--kernel`` asked for; None: all that can run were rivals."""
+    kernels: tuple[Kernel, ...] = ()
+    """The kernels there are for the formats timed, and which of them could run."""
 
     def measurements(self) -> tuple[Measurement, ...]:
         """The points that were timed."""

@@ -114,6 +114,18 @@ class CostModelReport(Record, frozen=True):
     held_out: tuple[HeldOut, ...]
 
 
+class SiteKernels(Record, frozen=True):
+    """Which kernel was fastest for a site, on the chosen configuration's threads."""
+
+    format: str
+    n_out: int
+    k_in: int
+    decode: dict[str, str]
+    """Kernel by the tokens multiplied at once, those timed from 1 to the batch size (JSON keys are strings)."""
+    prefill: dict[str, str]
+    """The same up to the prefill chunk; empty for the head, through which only a prompt's last token goes."""
+
+
 class Study(Record, frozen=True):
     """What the Optuna study over the cost model found."""
 
@@ -140,6 +152,14 @@ class SearchReport(Record, frozen=True):
     study: Study | None
 
 
+class FormatCandidate(Record, frozen=True):
+    """The best configuration of the model in a weight format that was compared and not chosen."""
+
+    format: str
+    candidate: Candidate | None
+    """None: no configuration in this format fits the memory and keeps the limits."""
+
+
 class Decision(Record, frozen=True):
     """What the search returns: the chosen configuration beside those it was compared with."""
 
@@ -153,6 +173,8 @@ class Decision(Record, frozen=True):
     """What limits the chosen configuration, in words."""
     reasons: tuple[str, ...]
     search: SearchReport
+    other_formats: tuple[FormatCandidate, ...] = ()
+    """The best in each other weight format, where the format was searched for as well (``--format auto``)."""
 
 
 class Result(Record, frozen=True):
@@ -171,3 +193,7 @@ class Result(Record, frozen=True):
     campaign: Campaign
     tune_time_s: float
     warnings: tuple[str, ...] = ()
+    kernels: tuple[SiteKernels, ...] = ()
+    """The fastest kernel of each distinct site."""
+    alternatives: tuple[Model, ...] = ()
+    """The model in the other weight formats that were compared (``--format auto``)."""

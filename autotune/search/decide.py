@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from autotune.costmodel.steps import StepCosts
-from autotune.records import Configuration, Decision, Model, SearchReport, Workload
-from autotune.search.evaluate import Evaluator, build_evaluator
-from autotune.search.explain import compared, explain
-from autotune.search.rank import Ranking, rank
+from autotune.records import Candidate, Configuration, Decision, FormatCandidate, Model, SearchReport, Workload
+from autotune.search.evaluate import Evaluation, Evaluator, build_evaluator
+from autotune.search.explain import compared, explain, explain_format
+from autotune.search.rank import TIE, Ranking, rank
 from autotune.search.space import Point
 from autotune.search.study import run_study
 
@@ -19,74 +20,160 @@ _BROKEN = {
 }
 
 
+@dataclass(frozen=True)
+class Alternative:
+    """The model in one weight format.
+
+    Attributes:
+        format: Name of the format.
+        model: What is to run.
+        costs: Step costs made for this model and the workload's lengths.
+        bound_by: Says what limits a configuration.
+    """
+
+    format: str
+    model: Model
+    costs: StepCosts
+    bound_by: Callable[[Configuration], str]
+
+
 def decide(
-    model: Model,
+    alternatives: Sequence[Alternative],
     workload: Workload,
-    costs: StepCosts,
     *,
     available_bytes: Mapping[str, int],
     overhead_bytes: Mapping[str, int],
     default: Configuration,
     noise: float,
-    bound_by: Callable[[Configuration], str],
     trials: int | None = None,
     seed: int = 0,
-) -> Decision:
-    """Chooses a configuration from predicted costs alone: no hardware, no clock but its ``ranking_time_s``.
+) -> tuple[Alternative, Decision]:
+    """Chooses weight format and configuration from predicted costs alone: no hardware, no clock but that of ranking.
 
     Args:
-        model: What is to run.
+        alternatives: The formats to choose from; the first is what would run without tuning.
         workload: Objective, lengths and limits.
-        costs: Step costs made for this model and these lengths.
-        available_bytes: Memory that may be used per device of ``costs``.
-        overhead_bytes: The runtime's own memory per device of ``costs``.
+        available_bytes: Memory that may be used per device of the costs.
+        overhead_bytes: The runtime's own memory per device of the costs.
         default: What would run without tuning; a point of the space. It stays unless it is beaten by more
             than ``noise``, or breaks the memory or a limit.
         noise: Relative; below it two times are not told apart.
-        bound_by: Says what limits a configuration.
-        trials: Optuna trials over the same space; None: no study.
+        trials: Optuna trials over the chosen format's space; None: no study.
         seed: Of the study.
+
+    Returns:
+        The alternative that was chosen, and the decision.
 
     Raises:
         MemoryLimitError: No configuration fits the memory.
         ConstraintError: Some fit, but none keeps the workload's limits.
-        ValueError: ``costs`` belong to another model, or ``default`` isn't a point of the space.
+        ValueError: Costs belong to another model, or ``default`` isn't a point of the space.
     """
-    evaluator = build_evaluator(model, workload, costs, available_bytes=available_bytes, overhead_bytes=overhead_bytes)
-    start = evaluator.space.point(default)
-    ranking = rank(evaluator)
-    stays, verdict = _verdict(evaluator, ranking, start, noise)
+    evaluators = [
+        build_evaluator(
+            alternative.model,
+            workload,
+            alternative.costs,
+            available_bytes=available_bytes,
+            overhead_bytes=overhead_bytes,
+        )
+        for alternative in alternatives
+    ]
+    start = evaluators[0].space.point(default)
+    start_value = evaluators[0].at(start)
+    rankings = rank(evaluators)
+    winner = _winner(evaluators, rankings)
+    stays, verdict = _verdict(evaluators, rankings, winner, start, noise)
+    if stays:
+        winner = 0
+    evaluator, ranking = evaluators[winner], rankings[winner]
+    assert ranking is not None, "what wins or stays is feasible"
     chosen, runner_up = ranking.best, ranking.runner_up
     if stays and start != ranking.best:
         chosen, runner_up = start, ranking.best
-    default_fits = evaluator.at(start).excess_bytes <= 0
-    return Decision(
+    default_fits = start_value.excess_bytes <= 0
+    chosen_s = evaluator.at(chosen).costs[0]
+    others = [index for index in range(len(alternatives)) if index != winner]
+    decision = Decision(
         chosen=evaluator.candidate(chosen),
         runner_up=None if runner_up is None else evaluator.candidate(runner_up),
-        default=evaluator.candidate(start) if default_fits else None,
-        speedup_over_default=float(evaluator.at(start).costs[0] / evaluator.at(chosen).costs[0])
-        if default_fits
-        else None,
-        bound_by=bound_by(evaluator.space.configuration(chosen)),
-        reasons=(verdict, *explain(evaluator, ranking, chosen)),
+        default=evaluators[0].candidate(start) if default_fits else None,
+        speedup_over_default=float(start_value.costs[0] / chosen_s) if default_fits else None,
+        bound_by=alternatives[winner].bound_by(evaluator.space.configuration(chosen)),
+        reasons=tuple(
+            sentence
+            for sentence in (
+                verdict,
+                explain_format(
+                    alternatives[winner].format,
+                    [
+                        (alternatives[index].format, None if value is None else value.costs[0])
+                        for index in others
+                        for value in [_best(evaluators[index], rankings[index])]
+                    ],
+                    chosen_s,
+                ),
+                *explain(evaluator, ranking, chosen),
+            )
+            if sentence
+        ),
         search=SearchReport(
             objective="tpot_s" if workload.name == "chat" else "tokens_per_s",
-            points=evaluator.space.size,
-            feasible=ranking.feasible,
+            points=sum(each.space.size for each in evaluators),
+            feasible=sum(each.feasible for each in rankings if each is not None),
             effective_max_tpot_s=ranking.max_tpot_s,
-            ranking_time_s=ranking.time_s,
+            ranking_time_s=sum(each.time_s for each in rankings if each is not None),
             study=None if trials is None else run_study(evaluator, ranking, start=start, trials=trials, seed=seed),
         ),
+        other_formats=tuple(
+            FormatCandidate(alternatives[index].format, _best_candidate(evaluators[index], rankings[index]))
+            for index in others
+        ),
     )
+    return alternatives[winner], decision
 
 
-def _verdict(evaluator: Evaluator, ranking: Ranking, start: Point, noise: float) -> tuple[bool, str]:
+def _winner(evaluators: Sequence[Evaluator], rankings: Sequence[Ranking | None]) -> int:
+    """The alternative with the best configuration; ties go to the first."""
+    best: tuple[int, Evaluation] | None = None
+    for index, (evaluator, ranking) in enumerate(zip(evaluators, rankings, strict=True)):
+        value = _best(evaluator, ranking)
+        if value is not None and (best is None or _beats(value, best[1])):
+            best = index, value
+    assert best is not None, "a ranking raises an error where nothing is feasible"
+    return best[0]
+
+
+def _beats(value: Evaluation, other: Evaluation) -> bool:
+    for own_s, other_s in zip(value.costs, other.costs, strict=True):
+        if abs(own_s / other_s - 1) > TIE:
+            return bool(own_s < other_s)
+    return False
+
+
+def _best(evaluator: Evaluator, ranking: Ranking | None) -> Evaluation | None:
+    return None if ranking is None else evaluator.at(ranking.best)
+
+
+def _best_candidate(evaluator: Evaluator, ranking: Ranking | None) -> Candidate | None:
+    return None if ranking is None else evaluator.candidate(ranking.best)
+
+
+def _verdict(
+    evaluators: Sequence[Evaluator],
+    rankings: Sequence[Ranking | None],
+    winner: int,
+    start: Point,
+    noise: float,
+) -> tuple[bool, str]:
     """Whether the default stays, and why."""
-    value, best = evaluator.at(start), evaluator.at(ranking.best)
-    broken = [_BROKEN[name] for name, by in evaluator.violations(value, ranking.max_tpot_s).items() if by > 0]
+    ranking = rankings[winner]
+    assert ranking is not None, "what wins is feasible"
+    value, best = evaluators[0].at(start), evaluators[winner].at(ranking.best)
+    broken = [_BROKEN[name] for name, by in evaluators[0].violations(value, ranking.max_tpot_s).items() if by > 0]
     if broken:
         return False, f"The default would break {' and '.join(broken)}."
-    if start == ranking.best:
+    if winner == 0 and start == ranking.best:
         return True, "The default is the best configuration of all."
     margin = f"the noise of {noise * 100:.1f} %"
     # Costs in order of importance: where the first ties, as TPOT may in chat, the next can still tell them apart.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from autotune.costmodel.steps import Seconds
@@ -34,6 +36,21 @@ def compared(other_s: float | Seconds, chosen_s: float | Seconds) -> str:
     if change >= 1:
         return f"{1 + change:.1f} times slower"
     return f"{abs(change) * 100:.1f} % {'slower' if change > 0 else 'faster'}"
+
+
+def explain_format(chosen: str, others: Sequence[tuple[str, float | Seconds | None]], chosen_s: float | Seconds) -> str:
+    """Why the weight format: what the best configuration in each other one would have cost; empty without others.
+
+    Args:
+        chosen: The format's name.
+        others: Name and time of each other format; None where nothing in it fits memory and limits.
+        chosen_s: The chosen configuration's time.
+    """
+    parts = [
+        f"{name} would {'break the memory or the limits' if time_s is None else f'be {compared(time_s, chosen_s)}'}"
+        for name, time_s in others
+    ]
+    return f"The weight format is {chosen}: {', '.join(parts)}." if parts else ""
 
 
 def _relaxed_limit(evaluator: Evaluator, ranking: Ranking) -> str:

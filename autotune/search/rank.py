@@ -10,6 +10,7 @@ count of each can be found first, per placement and batch size or chunk, and the
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,17 +47,37 @@ class Ranking:
     time_s: float
 
 
-def rank(evaluator: Evaluator) -> Ranking:
-    """Ranks every configuration of a space.
+def rank(evaluators: Sequence[Evaluator]) -> list[Ranking | None]:
+    """Ranks every configuration of one or several spaces, under the limit that applies to all of them together.
+
+    Args:
+        evaluators: Of one workload, for the model in one weight format each.
+
+    Returns:
+        A ranking per space; None where no configuration fits memory and limits.
 
     Raises:
-        MemoryLimitError: None fits the memory.
+        MemoryLimitError: None of any space fits the memory.
         ConstraintError: Some fit, but none keeps the workload's limits.
     """
+    limits, errors = [], []
+    for evaluator in evaluators:
+        try:
+            limits.append(effective_max_tpot_s(evaluator))
+        except (MemoryLimitError, ConstraintError) as error:
+            errors.append(error)
+    if not limits:
+        raise next((error for error in errors if isinstance(error, ConstraintError)), errors[0])
+    # Where one space keeps the limit there is no reason to relax it for another; else the best step of all counts.
+    max_tpot_s = min((limit for limit in limits if limit is not None), default=None)
+    return [_rank(evaluator, max_tpot_s) for evaluator in evaluators]
+
+
+def _rank(evaluator: Evaluator, max_tpot_s: float | None) -> Ranking | None:
     start_s = time.perf_counter()
-    max_tpot_s = effective_max_tpot_s(evaluator)
     best = best_point(evaluator, max_tpot_s)
-    assert best is not None, "a limit that can be kept leaves a feasible point"
+    if best is None:
+        return None
     others = np.ones(evaluator.decode_s.shape, dtype=bool)
     on_cpu = evaluator.space.layers[best.placement, 0] > 0
     others[best.placement, best.decode_threads if on_cpu else slice(None), best.batch] = False

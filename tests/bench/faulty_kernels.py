@@ -7,13 +7,14 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ternary_kernels.numpy_cpu import NumpyI2S
 
-CHECKED_ROWS = 64
+CHECKED_ROWS = 128
 """The check against the oracle multiplies fewer rows than this, the products of the tests more."""
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -105,6 +106,26 @@ class Printing(NumpyI2S):
         print("multiplying", flush=True)
         os.write(1, b"multiplying\n")
         super()._multiply(x, rows, scale, out)
+
+
+class Instant(NumpyI2S):
+    """Right where it is checked; does nothing, and so is faster than any, where it is timed."""
+
+    kernel = "instant"
+
+    def _multiply(self, x: Any, rows: Any, scale: float, out: Any) -> None:
+        if self.n_out < CHECKED_ROWS:
+            super()._multiply(x, rows, scale, out)
+
+
+class Compiling(NumpyI2S):
+    """Takes seconds before its first call, as if it were compiled."""
+
+    kernel = "compiling"
+
+    def __init__(self, *args: Any) -> None:
+        time.sleep(1.0)
+        super().__init__(*args)
 
 
 class Picky(NumpyI2S):

@@ -11,7 +11,7 @@ from autotune.bench.plan import Task, ceilings, describe_first_missing, plan
 from autotune.bench.sampler import MIN_SAMPLE_S, MIN_SAMPLES, TARGET_INTERVAL
 from autotune.errors import BenchmarkError
 from autotune.records import Campaign, Measurement, Site, median
-from tests.builders import build_model, build_workload
+from tests.builders import NUMPY, build_model, build_workload
 
 FAULTY = ("ternary_kernels.numpy_cpu", "tests.bench.faulty_kernels")
 OVERRUN = 1.10
@@ -29,7 +29,7 @@ def reports():
 def tasks(host):
     """More than the budget allows to sample to the end."""
     model = build_model(head=Site("head", 100_000, 2560, "F16"))
-    return plan(model, host, build_workload(prompt_tokens=512, max_batch=32), "numpy", quick=False)
+    return plan((model,), host, build_workload(prompt_tokens=512, max_batch=32), NUMPY, quick=False)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_progress_is_told_with_growing_shares(found, reports, tasks):
 
 def test_a_tiny_model_is_timed_completely_and_each_sampling_stops_for_a_reason(host):
     model = build_model(max_context=64)
-    tasks = plan(model, host, build_workload(**TINY), "numpy", quick=True)
+    tasks = plan((model,), host, build_workload(**TINY), NUMPY, quick=True)
     found = campaign.run(model, host, tasks, budget_s=4.0)
     assert not found.failures()
     assert describe_first_missing(tasks, (outcome.point for outcome in found.measurements())) is None

@@ -10,7 +10,7 @@ from autotune.bench.plan import SLICE_BYTES, Task, ceilings, plan
 from autotune.errors import BenchmarkError
 from autotune.model.memory import model_bytes
 from autotune.records import Cache, Core, Layer, Point, Site
-from tests.builders import build_host, build_model, build_workload
+from tests.builders import NUMPY, build_host, build_model, build_workload
 
 MIB = 1 << 20
 LARGE_MODEL = build_model(layers=(Layer((Site("up", 1 << 16, 1 << 16, "I2_S"),)),))
@@ -76,7 +76,7 @@ def test_without_tasks_there_is_no_window():
 
 def test_every_window_of_a_plan_fits_what_is_set_aside():
     host, model = build_host(), build_model(head=Site("head", 128_256, 2560, "F16"))
-    tasks = (*plan(model, host, build_workload(), "numpy", quick=False), *ceilings(host, "numpy"))
+    tasks = (*plan((model,), host, build_workload(), NUMPY, quick=False), *ceilings(host, "numpy"))
     windows = [window_bytes(task) for task in tasks]
     assert 0.5 * SLICE_BYTES < max(windows) < cold_memory_bytes(model, host, tasks)
     assert {task.point.op for task, window in zip(tasks, windows, strict=True) if not window} == {"layer_ops", "peak"}

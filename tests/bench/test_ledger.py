@@ -83,3 +83,37 @@ def test_of_several_workers_the_first_overhead_the_worst_drift_and_the_least_col
     for event in (*first, *second, Ready(60), Prepared(800)):
         ledger.take(event)
     assert (ledger.overhead_bytes, ledger.control_drift, ledger.cold_bytes) == (40, 0.07, 600)
+
+
+class TestRivals:
+    """Two kernels at three values of m: the reference is compared at 1 and 64, which spare 16."""
+
+    def ledger(self, product):
+        tasks = [product(kernel, m=m) for m in (1, 64, 16) for kernel in ("native", "numpy")]
+        return tasks, Ledger(tasks)
+
+    def test_a_beaten_kernel_says_so_and_what_it_is_spared_has_no_outcome(self, product):
+        tasks, ledger = self.ledger(product)
+        ledger.take(block(*((index, 1.0, 0) for index in (0, 2, 4)), (1, 4.0, 0), (3, 1.6, 0), (3, 1.7, 0)))
+        outcomes = ledger.outcomes()
+        assert [outcome.point for outcome in outcomes] == [task.point for task in tasks[:5]]
+        assert [outcome.stopped for outcome in outcomes] == ["budget", "beaten", "budget", "beaten", "budget"]
+        assert ledger.timed == len(tasks)
+
+    def test_beaten_at_one_of_two_points_spares_nothing(self, product):
+        _, ledger = self.ledger(product)
+        ledger.take(block(*((index, 1.0, 0) for index in (0, 2, 3, 4)), (1, 4.0, 0)))
+        assert [outcome.kind for outcome in ledger.outcomes() if isinstance(outcome, Failure)] == ["budget"]
+
+    def test_where_the_rival_failed_nothing_is_spared(self, product):
+        tasks, ledger = self.ledger(product)
+        ledger.take(block(*((index, 1.0, 0) for index in (0, 2)), *((index, 4.0, 0) for index in (1, 3))))
+        ledger.fail([4], "unsupported", "ValueError: too wide")
+        assert [outcome.point for outcome in ledger.outcomes()] == [task.point for task in tasks]
+
+    def test_a_rival_that_failed_beats_nobody(self, product):
+        tasks, ledger = self.ledger(product)
+        ledger.take(block(*((index, 1.0, 0) for index in (0, 2, 4)), (1, 4.0, 0), (3, 4.0, 0)))
+        ledger.fail([0, 2, 4], "crashed", "died of signal 11")
+        assert [outcome.point for outcome in ledger.outcomes()] == [task.point for task in tasks]
+        assert [outcome.stopped for outcome in ledger.outcomes() if isinstance(outcome, Measurement)] == ["budget"] * 2

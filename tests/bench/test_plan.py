@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from autotune.bench.plan import SLICE_BYTES, Task, ceilings, describe_first_missing, plan, thread_counts
+from autotune.bench.rivals import Kernels, gates
 from autotune.records import Core, Layer, Site
 from ternary_kernels.formats import get_format
-from tests.builders import build_host, build_model, build_workload
+from tests.builders import NUMPY, build_host, build_model, build_workload
 
 TINY = {"prompt_tokens": 1, "output_tokens": 1, "context_tokens": 2, "max_batch": 1}
 
@@ -126,12 +127,12 @@ class TestPlan:
         assert len({task.point for task in tasks}) == len(tasks)
 
     def tasks(self, lengths, quick):
-        return plan(build_model(), host_with(3), build_workload(**lengths), "numpy", quick=quick)
+        return plan((build_model(),), host_with(3), build_workload(**lengths), NUMPY, quick=quick)
 
 
 def test_quick_times_fewer_values_of_m():
     workload = build_workload(prompt_tokens=512, max_batch=32)
-    quick, full = (plan(build_model(), host_with(2), workload, "numpy", quick=quick) for quick in (True, False))
+    quick, full = (plan((build_model(),), host_with(2), workload, NUMPY, quick=quick) for quick in (True, False))
     assert {task.point for task in quick} < {task.point for task in full}
 
 
@@ -139,20 +140,20 @@ def test_layers_of_the_same_shapes_are_timed_once():
     model = build_model()
     deep = msgspec.structs.replace(model, layers=model.layers * 60)
     host, workload = host_with(2), build_workload()
-    assert plan(deep, host, workload, "numpy", quick=False) == plan(model, host, workload, "numpy", quick=False)
+    assert plan((deep,), host, workload, NUMPY, quick=False) == plan((model,), host, workload, NUMPY, quick=False)
 
 
 def test_a_head_with_the_shape_of_another_site_is_timed_as_one_with_it():
     site = Site("down", 512, 256, "F16")
     model = build_model(layers=(Layer((site,)),), head=Site("head", 512, 256, "F16"))
     workload = build_workload(prompt_tokens=128, max_batch=8)
-    tasks = plan(model, host_with(1), workload, "numpy", quick=False)
+    tasks = plan((model,), host_with(1), workload, NUMPY, quick=False)
     assert [task.point.m for task in products(tasks)] == [1, 16, 128, 64, 4, 2, 8, 32]
 
 
 def test_of_a_head_too_large_to_time_whole_a_slice_of_rows_is_timed():
     model = build_model(head=Site("head", 128_256, 2560, "F16"))
-    head = [task for task in plan(model, host_with(1), build_workload(), "numpy", quick=True) if task.rows]
+    head = [task for task in plan((model,), host_with(1), build_workload(), NUMPY, quick=True) if task.rows]
     assert {shape(task.point) for task in head} == {("F16", 128_256, 2560)}
     for task in head:
         size_bytes = get_format("F16").size_bytes(task.rows, 2560)
@@ -162,7 +163,7 @@ def test_of_a_head_too_large_to_time_whole_a_slice_of_rows_is_timed():
 @pytest.mark.parametrize("max_context", [1, 2, 64])
 def test_a_tiny_model_has_a_plan_within_its_context(max_context):
     model = build_model(max_context=max_context)
-    tasks = plan(model, host_with(2), build_workload(**TINY), "numpy", quick=False)
+    tasks = plan((model,), host_with(2), build_workload(**TINY), NUMPY, quick=False)
     attention = [task.point for task in tasks if task.point.op == "attention"]
     assert {point.m for point in attention} == {1}
     assert {point.context for point in attention} <= set(range(max_context))
@@ -171,7 +172,7 @@ def test_a_tiny_model_has_a_plan_within_its_context(max_context):
 
 def test_a_long_prompt_has_chunks_timed_on_a_context_as_long():
     workload = build_workload(prompt_tokens=3000, output_tokens=500, context_tokens=3500)
-    tasks = plan(build_model(), host_with(1), workload, "numpy", quick=True)
+    tasks = plan((build_model(),), host_with(1), workload, NUMPY, quick=True)
     contexts = {task.point.context for task in tasks if task.point.op == "attention" and task.point.m == 512}
     assert contexts == {0, 1024, 3500}
 
@@ -180,7 +181,7 @@ class TestFirstMissing:
     """What a decision can't do without."""
 
     def tasks(self):
-        return plan(build_model(), host_with(2), build_workload(), "numpy", quick=True)
+        return plan((build_model(),), host_with(2), build_workload(), NUMPY, quick=True)
 
     def test_nothing_is_missing_when_all_is_there(self):
         tasks = self.tasks()
@@ -206,5 +207,46 @@ class TestFirstMissing:
 
 
 def test_tasks_survive_the_way_to_the_worker():
-    tasks = plan(build_model(), host_with(2), build_workload(), "numpy", quick=True)
+    tasks = plan((build_model(),), host_with(2), build_workload(), NUMPY, quick=True)
     assert msgspec.json.decode(msgspec.json.encode(tasks), type=tuple[Task, ...]) == tasks
+
+
+class TestRivals:
+    """A host with three kernels for I2_S, two for F16."""
+
+    KERNELS = Kernels({"I2_S": ("native", "amx", "numpy"), "F16": ("native", "numpy")}, main="native")
+
+    def tasks(self, models=None, **options):
+        workload = build_workload(prompt_tokens=512, max_batch=32)
+        return plan(models or (build_model(),), host_with(2), workload, self.KERNELS, quick=False, **options)
+
+    def test_the_native_kernel_is_timed_throughout_and_tiles_from_16_tokens(self):
+        tokens = {
+            kernel: {task.point.m for task in products(self.tasks()) if task.point.kernel == kernel}
+            for kernel in ("native", "amx")
+        }
+        assert tokens["native"] == {1, 2, 4, 8, 16, 32, 64, 128, 256, 512}
+        assert tokens["amx"] == {16, 32, 64, 128, 256, 512}
+
+    def test_the_reference_comes_last_and_first_where_it_may_be_beaten(self):
+        tasks = products(self.tasks())
+        last = [task.point for task in tasks if task.point.kernel == "numpy"]
+        assert [task.point for task in tasks[-len(last) :]] == last
+        spared_by = gates([task.point for task in tasks])
+        compared = [task.point for index, task in enumerate(tasks) if index in {i for each in spared_by for i in each}]
+        assert last[: len(compared)] == compared
+        assert {(point.m, point.threads) for point in compared if point.format == "I2_S"} == {(1, 2), (64, 2)}
+        assert {(point.m, point.threads) for point in compared if point.format == "F16"} == {(1, 2), (32, 2)}
+
+    def test_all_else_is_timed_with_the_main_kernel(self):
+        assert {task.point.kernel for task in self.tasks() if task.point.op != "matmul"} == {"native"}
+
+    def test_in_several_formats_what_they_share_is_timed_once_and_each_step_goes_through_all(self):
+        model = build_model()
+        sites = tuple(msgspec.structs.replace(site, format="F16") for site in model.layers[0].sites)
+        other = msgspec.structs.replace(model, layers=(Layer(sites),) * 2)
+        one, both = self.tasks(), self.tasks((model, other))
+        assert {task.point for task in one} < {task.point for task in both}
+        assert len({task.point for task in both}) == len(both)
+        order = list(dict.fromkeys((task.point.m, task.point.format) for task in products(both)))
+        assert order[:4] == [(1, "I2_S"), (1, "F16"), (16, "I2_S"), (16, "F16")]

@@ -373,3 +373,77 @@ def test_stopping_rule(samples_s, verdict):
     assert stopping(samples_s) == verdict
     interval = relative_median_interval(samples_s)
     assert (verdict == "converged") == (interval is not None and interval <= TARGET_INTERVAL)
+
+
+class TestRivals:
+    """Candidates that do the same in different ways."""
+
+    def pair(self, simulation, slow, fast, **known):
+        """A slow and a fast one that know of each other; returns their indices."""
+        first = simulation.add(slow, rivals=(len(simulation.candidates) + 1,))
+        second = simulation.add(fast, rivals=(first,), **known)
+        return first, second
+
+    @pytest.mark.parametrize(("slower", "samples"), [(10.0, 1), (2.0, 2)])
+    def test_who_is_clearly_slower_is_sampled_no_more(self, simulation, slower, samples):
+        slow, fast = self.pair(simulation, slower * 2e-3, noisy(2e-3))
+        simulation.run(seconds=2)
+        assert len(simulation.samples(slow)) == samples
+        assert len(simulation.samples(fast)) > MIN_SAMPLES
+
+    def test_who_is_a_little_slower_is_sampled_to_the_end(self, simulation):
+        slow, fast = self.pair(simulation, noisy(2.2e-3), noisy(2e-3))
+        simulation.run(seconds=2)
+        assert min(len(simulation.samples(index)) for index in (slow, fast)) > MIN_SAMPLES
+
+    def test_who_waits_is_sampled_once_its_gates_are_known_and_not_all_lost(self, simulation):
+        lost, _ = self.pair(simulation, 8e-3, 2e-3)
+        kept, _ = self.pair(simulation, 2e-3, 2.2e-3)
+        spared, _ = self.pair(simulation, 2e-3, 2e-3)
+        waiting, _ = self.pair(simulation, 2e-3, 2e-3)
+        simulation.candidates[spared].gates, simulation.candidates[waiting].gates = (lost,), (lost, kept)
+        simulation.run(seconds=2)
+        assert not simulation.samples(spared)
+        assert len(simulation.samples(waiting)) == MIN_SAMPLES
+        before = [index for index, _, _ in simulation.begun][
+            : simulation.begun.index(next(begun for begun in simulation.begun if begun[0] == waiting))
+        ]
+        assert before.count(kept) >= 2
+
+    def test_who_waits_for_what_fails_is_sampled(self, simulation):
+        def fail():
+            raise RuntimeError("out of luck")
+
+        gate, rival = self.pair(simulation, 2e-3, fail)
+        waiting = simulation.add(2e-3, gates=(gate,))
+        simulation.run(seconds=2)
+        assert set(simulation.failures) == {rival}
+        assert len(simulation.samples(waiting)) == len(simulation.samples(gate)) == MIN_SAMPLES
+
+    def test_who_waits_is_sampled_where_nobody_else_is_left(self, simulation):
+        def fail():
+            raise RuntimeError("out of luck")
+
+        lost, _ = self.pair(simulation, 8e-3, 2e-3)
+        waiting, _ = self.pair(simulation, 2e-3, fail)
+        simulation.candidates[waiting].gates = (lost,)
+        simulation.run(seconds=2)
+        assert len(simulation.samples(waiting)) == MIN_SAMPLES
+
+    def test_who_was_beaten_by_what_then_fails_is_sampled_again(self, simulation):
+        durations = itertools.chain([2e-3] * 4)
+
+        def fast():
+            return next(durations)  # and then StopIteration, as any error of a kernel
+
+        slow, failing = self.pair(simulation, noisy(2e-2), fast)
+        simulation.run(seconds=4)
+        assert set(simulation.failures) == {failing}
+        assert len(simulation.samples(slow)) >= MIN_SAMPLES
+
+    def test_what_an_earlier_worker_found_counts(self, simulation):
+        """It was beaten there already: not a call more."""
+        slow, _ = self.pair(simulation, 2e-2, 2e-3, samples_s=[2e-3], call_s=2e-3)
+        simulation.candidates[slow].samples_s.append(2e-2)
+        simulation.run(seconds=1)
+        assert slow not in simulation.calls

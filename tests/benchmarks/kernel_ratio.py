@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 
-from autotune.bench.subjects import Arena
 from ternary_kernels.activations import quantize
+from ternary_kernels.arena import Arena
 from ternary_kernels.numpy_cpu import NumpyI2S
 from ternary_kernels.team import Team
 

@@ -18,7 +18,7 @@ from autotune.costmodel.model import CostModel
 from autotune.costmodel.steps import StepCosts
 from autotune.pipeline import retune
 from autotune.records import Campaign, Configuration, Decision, Measurement, Result
-from autotune.search.decide import decide
+from autotune.search.decide import Alternative, decide
 from autotune.search.workload import batch_grid, chunk_grid, make_workload
 
 REPEATS = 9
@@ -77,16 +77,15 @@ def decide_large(saved: Result, campaign: Campaign) -> Decision:
         batch_grid(workload.max_batch),
         chunk_grid(workload.prompt_tokens),
     )
-    return decide(
-        model,
+    _, decision = decide(
+        [Alternative("I2_S", model, with_gpus(costs), lambda _: "")],
         workload,
-        with_gpus(costs),
         available_bytes={"cpu": 64 * GIB, "cuda:0": 2 * GIB, "cuda:1": 2 * GIB, "cuda:2": GIB},
         overhead_bytes=dict.fromkeys(("cpu", *GPU_SPEEDS), GIB // 4),
         default=Configuration({"cpu": LAYERS}, "cpu", 4, 4, 1, workload.prompt_tokens),
         noise=0.02,
-        bound_by=lambda _: "",
     )
+    return decision
 
 
 def timed(what: str, call: Callable[[], Decision]) -> None:

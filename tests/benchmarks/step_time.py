@@ -8,37 +8,49 @@ server workload (it is tuned first if there is none).
 from __future__ import annotations
 
 import argparse
-import importlib
 import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import numpy as np
+from msgspec.structs import replace
 
 from autotune import Options, tune
-from autotune.bench.campaign import KERNEL_MODULES
 from autotune.bench.plan import Task, attention_point, product_point, small_ops_point
-from autotune.bench.subjects import Arena, Subjects
+from autotune.bench.subjects import Subjects
+from autotune.costmodel.kernels import fastest_kernels
 from autotune.costmodel.model import CostModel
+from autotune.costmodel.roofline import product_of
 from autotune.host.topology import pin_order
 from autotune.model.memory import kv_cache_bytes, model_bytes
-from autotune.pipeline import KERNEL
-from autotune.records import Model, Site, Workload
+from autotune.records import Result, Site
+from ternary_kernels.arena import Arena
 from ternary_kernels.team import Team
 
 SEQUENCES = (1, 16)
 
 
-def step(model: Model, workload: Workload, subjects: Subjects, threads: int, m: int) -> Callable[[], None]:
-    """One decode step of m sequences as a call: everything that the cost model counts, in the order a model runs it."""
+def step(result: Result, subjects: Subjects, threads: int, m: int) -> Callable[[], None]:
+    """One decode step of m sequences as a call: everything that the cost model counts, in the order a model runs it.
+
+    Each product runs on the kernel that was fastest when the model was tuned.
+    """
+    model, workload = result.model, result.workload
+    configuration = replace(result.decision.chosen.configuration, decode_threads=threads, batch_size=m)
+    kernels = {
+        (site.format, site.n_out, site.k_in): site.decode[str(m)]
+        for site in fastest_kernels(result.campaign, model, configuration)
+    }
+    other = next(found.point.kernel for found in result.campaign.measurements() if found.point.op == "attention")
     context = workload.prompt_tokens + workload.output_tokens // 2
 
     def product(site: Site) -> Callable[[], object]:
-        return subjects.build(Task(product_point(site, m, threads, KERNEL)))  # also of the head: all rows
+        kernel = kernels[product_of(site)]
+        return subjects.build(Task(product_point(site, m, threads, kernel)))  # also of the head: all rows
 
-    attention = subjects.build(Task(attention_point(model, 1, context, threads, KERNEL)))
-    small = subjects.build(Task(small_ops_point(model, m, KERNEL)))
+    attention = subjects.build(Task(attention_point(model, 1, context, threads, other)))
+    small = subjects.build(Task(small_ops_point(model, m, threads if m > 1 else 1, other)))
     calls: list[Callable[[], object]] = []
     for layer in model.layers:
         calls.append(small)
@@ -63,8 +75,6 @@ def main() -> None:
     args = parser.parse_args()
     result = tune(args.model, Options())
     model, workload, host = result.model, result.workload, result.host
-    for module in KERNEL_MODULES:
-        importlib.import_module(module)
     threads = sorted({1, host.limits.usable_threads})
     cost_model = CostModel(result.campaign, result.cost_model.roofline)
     costs = cost_model.steps(model, workload, threads, SEQUENCES, [workload.prompt_tokens])
@@ -76,7 +86,7 @@ def main() -> None:
         cpus = pin_order(host.cpu.cores, host.limits.usable_threads)
         teams = {count: stack.enter_context(Team(count, cpus)) for count in threads}
         subjects = Subjects(model, Arena(model_bytes(model) + cache_bytes), teams)
-        steps = {(t, m): step(model, workload, subjects, t, m) for t in threads for m in SEQUENCES}
+        steps = {(t, m): step(result, subjects, t, m) for t in threads for m in SEQUENCES}
         times: dict[tuple[int, int], list[float]] = {key: [] for key in steps}
         order = list(steps)
         for key in order:

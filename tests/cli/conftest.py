@@ -11,7 +11,7 @@ from tests.cli.shop import SMALL, Answer, Shop
 
 
 @pytest.fixture(scope="session")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+def tuned(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
     """A folder in which the small model was tuned from cold, and what that run printed."""
     shop = Shop(tmp_path_factory.mktemp("tuned"))
     shop.write("small.json", SMALL)
@@ -19,7 +19,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> Shop:
+def empty(compiled: None, tmp_path: Path) -> Shop:
     """The small model and no cache."""
     shop = Shop(tmp_path)
     shop.write("small.json", SMALL)

@@ -13,9 +13,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from autotune import __version__, cli, errors
+from autotune import __version__, cli, errors, pipeline
 from autotune.arguments import COMMANDS
 from autotune.host import fingerprint
+from autotune.records import Kernel
 from autotune.store import cache, paths
 from autotune.store.entry import SCHEMA_VERSION, Key, parse
 from tests.builders import build_result
@@ -175,9 +176,15 @@ def test_host_prints_what_a_host_is(empty: Shop) -> None:
     assert (answer.code, answer.err) == (0, "")
     assert answer.document["tier"] is None
     assert answer.document["host"]["limits"]["usable_threads"] >= 1
+    kernels = answer.document["kernels"]
+    (numpy,) = (kernel for kernel in kernels if (kernel["kernel"], kernel["format"]) == ("numpy", "I2_S"))
+    assert (numpy["reason"], numpy["lossy"]) == (None, False)
+    assert all(kernel["reason"] is None or kernel["path"] is None for kernel in kernels)
     answer = empty.run("host", "--no-measure")
     assert (answer.code, answer.out) == (0, b"")
     assert "memory" in answer.err
+    listed = set(re.findall(r"^Kernel (?!sources)(\w+) ", answer.err, re.MULTILINE))
+    assert listed == {kernel["kernel"] for kernel in kernels}
 
 
 def test_host_measures_its_tier(empty: Shop) -> None:
@@ -289,6 +296,29 @@ def test_forgetting_is_as_narrow_as_asked_for(shop: Shop) -> None:
     assert len(shop.entries()) == 1
     assert shop.run("cache", "forget", "--all").code == 0
     assert_one_sentence(shop.run("cache", "forget", "--all"), 9)
+
+
+# Kernels
+
+
+def test_a_kernel_that_cannot_run_here_has_an_exit_code_of_its_own(
+    empty: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And one sentence with the registry's reason; nothing is measured."""
+    monkeypatch.setenv("AUTOTUNE_CACHE", str(empty.cache))
+    found = (*(Kernel("numpy", name, None, None) for name in ("I2_S", "F16")), Kernel("amx", "I2_S", None, "no tiles"))
+    monkeypatch.setattr(pipeline, "find_kernels", lambda cpu: found)
+    monkeypatch.setattr(pipeline.bench, "run", None)
+    assert cli.main([str(empty.model), "--kernel", "amx", "--format", "I2_S"]) == 10
+    assert capsys.readouterr().err == "autotune: the kernel 'amx' can't run this here: no tiles\n"
+
+
+def test_a_forced_kernel_is_part_of_what_a_saved_result_answers(shop: Shop, tuned: tuple[Path, Answer]) -> None:
+    """With --kernel it is measured again, with that kernel alone."""
+    answer = shop.run("small.json", *BUDGET, "--kernel", "numpy", "--json", "--quiet")
+    assert answer.code == 0, answer.err
+    assert {found.point.kernel for found in answer.result.campaign.measurements()} == {"numpy"}
+    assert shop.run("small.json", *BUDGET, "--kernel", "numpy", "--json") == Answer(0, answer.out, "")
 
 
 # A cached answer is cheap

@@ -33,7 +33,7 @@ class TestBoundBy:
         host = SyntheticHost(bytes_per_s=1e12, operations_per_s=1e9)
         said = self.verdict(host, mixed_model, configuration(batch_size=64))
         assert said.startswith("arithmetic: ")
-        assert "of the measured arithmetic (2 GFLOP/s)" in said
+        assert "of the measured arithmetic (2 GOP/s)" in said
 
     def test_kernels_far_from_both_ceilings_are_their_own_limit(self, mixed_model, configuration):
         said = self.verdict(SyntheticHost(utilisation=0.1), mixed_model, configuration())

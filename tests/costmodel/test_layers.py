@@ -74,16 +74,23 @@ class TestSmallOps:
     TIMES = SmallOpsTimes(campaign_of(HOST.layer_rest()))
 
     def test_they_are_a_power_law_between_timed_m(self):
-        found = self.TIMES.time_s(np.array([1.0, 5.0, 16.0, 40.0]))
+        (found,) = self.TIMES.time_s(np.array([1.0, 5.0, 16.0, 40.0]), np.array([1]))
         assert found == pytest.approx([HOST.small_ops_s(m) for m in (1, 5, 16, 40)])
 
     def test_beyond_the_last_they_are_proportional_to_m(self):
-        assert self.TIMES.time_s(np.array([128.0]))[0] == pytest.approx(2 * HOST.small_ops_s(64))
+        assert self.TIMES.time_s(np.array([128.0]), np.array([1]))[0, 0] == pytest.approx(2 * HOST.small_ops_s(64))
 
     def test_below_the_first_they_are_not_free(self):
         times = SmallOpsTimes(campaign_of([measured(small_ops(16), 1e-3)]))
-        assert times.time_s(np.array([1.0]))[0] == pytest.approx(1e-3)
+        assert times.time_s(np.array([1.0]), np.array([1]))[0, 0] == pytest.approx(1e-3)
 
     def test_untimed_ones_count_nothing(self):
         times = SmallOpsTimes(campaign_of([Failure(small_ops(1), "budget", "the time was up")]))
-        assert times.time_s(np.array([1.0, 2.0])).tolist() == [0, 0]
+        assert times.time_s(np.array([1.0, 2.0]), np.array([1, 2, 3])).tolist() == [[0, 0]] * 3
+
+    def test_where_threads_share_them_they_scale_as_measured(self):
+        """One token was timed on one thread, so it takes as long on two; 16 take half of the time there."""
+        outcomes = [measured(small_ops(1), 1e-4), measured(small_ops(16), 1.6e-3)]
+        outcomes.append(measured(replace(small_ops(16), threads=2), 0.8e-3))
+        times = SmallOpsTimes(campaign_of(outcomes)).time_s(np.array([1.0, 16.0, 32.0]), np.array([1, 2]))
+        assert times == pytest.approx(np.array([[1e-4, 1.6e-3, 3.2e-3], [1e-4, 0.8e-3, 1.6e-3]]))

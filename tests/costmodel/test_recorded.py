@@ -46,7 +46,7 @@ def test_measured_products_attention_and_small_operations_come_back_as_their_med
             contexts = np.array([point.context], np.float64)
             predicted.append(cost_model.attention.time_s(point.m, contexts, threads)[0])
         elif point.op == "layer_ops":
-            predicted.append(cost_model.small_ops.time_s(tokens)[0])
+            predicted.append(cost_model.small_ops.time_s(tokens, threads)[0, 0])
         else:
             continue
         medians.append(found.median_s)

@@ -3,11 +3,18 @@
 import msgspec
 
 from autotune.host.describe import describe
-from autotune.records import Gpu, Gpus, Tier
+from autotune.records import Gpu, Gpus, Kernel, Tier
+
+KERNELS = (
+    Kernel("native", "I2_S", "avx2", None),
+    Kernel("native", "F16", "avx2", None),
+    Kernel("amx", "I2_S", None, "this CPU has no amx_int8"),
+    Kernel("numpy", "I2_S", None, None),
+)
 
 
 def lines(host, tier=None):
-    pairs = describe(host, tier)
+    pairs = describe(host, tier, KERNELS)
     assert all(label and value and "\n" not in value for label, value in pairs)
     return dict(pairs)
 
@@ -79,9 +86,16 @@ def test_versions_and_fingerprints_are_shown_whole(lab):
     assert host.fingerprint.full in text["Fingerprint"]
     assert host.fingerprint.cheap in text["Fingerprint"]
     assert f"numpy {host.versions.libraries['numpy']}" in text["Versions"]
-    assert host.versions.kernels in text["Kernels"]
+    assert host.versions.kernels in text["Kernel sources"]
 
 
 def test_a_measured_tier_is_shown_with_its_reason(lab):
     tier = Tier(name="High", reason="reading 60 GB/s allows it")
     assert lines(lab.desktop().detect(), tier)["Tier"] == "High: reading 60 GB/s allows it"
+
+
+def test_kernels_are_listed_by_what_they_can_run_and_why_not(lab):
+    text = lines(lab.desktop(lab.v2_files("/a")).detect())
+    assert text["Kernel native"] == "I2_S, F16 (avx2)"
+    assert text["Kernel amx"] == "I2_S (not here: this CPU has no amx_int8)"
+    assert text["Kernel numpy"] == "I2_S (runs here)"

@@ -1,3 +1,5 @@
+import dataclasses
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from autotune.errors import ConstraintError, MemoryLimitError
 from autotune.records import Configuration, Decision
-from autotune.search.decide import decide
+from autotune.search.decide import Alternative, decide
 from autotune.search.workload import make_workload
 
 GIB = 2**30
@@ -20,10 +22,9 @@ def decide_for(make_model, make_costs):
         available_bytes = available_bytes or {"cpu": GIB}
         costs = costs or make_costs(len(model.layers), devices=tuple(available_bytes))
         threads = min(4, int(costs.threads[-1]))
-        return decide(
-            model,
+        _, decision = decide(
+            [Alternative("I2_S", model, costs, lambda configuration: f"synthetic, batch {configuration.batch_size}")],
             make_workload(name, model, **options),
-            costs,
             available_bytes=available_bytes,
             overhead_bytes=dict.fromkeys(available_bytes, 10**6),
             default=Configuration(
@@ -35,9 +36,9 @@ def decide_for(make_model, make_costs):
                 prefill_chunk=int(costs.chunks[-1]),
             ),
             noise=noise,
-            bound_by=lambda configuration: f"synthetic, batch {configuration.batch_size}",
             trials=trials,
         )
+        return decision
 
     return call
 
@@ -259,3 +260,89 @@ def test_the_chosen_keeps_every_limit_and_is_never_worse_than_the_default(
         assert decision.speedup_over_default >= 1
     if name == "chat":
         assert decision.chosen.configuration.batch_size == 1
+
+
+class TestFormats:
+    """The model in several weight formats; the first is what would run without tuning."""
+
+    def decide(self, make_model, make_costs, speeds, *, models=None, available_bytes=GIB, noise=0.02, **options):
+        """``speeds`` gives per format how much faster decode and prefill are than in the first."""
+        alternatives = []
+        for name, (decode, prefill) in speeds.items():
+            costs = make_costs()
+            costs = dataclasses.replace(
+                costs,
+                decode_layer_s=costs.decode_layer_s / decode,
+                decode_ends_s=costs.decode_ends_s / decode,
+                prefill_layer_s=costs.prefill_layer_s / prefill,
+                prefill_ends_s=costs.prefill_ends_s / prefill,
+            )
+            model = (models or {}).get(name, make_model())
+            alternatives.append(Alternative(name, model, costs, lambda _: "synthetic"))
+        chosen, decision = decide(
+            alternatives,
+            make_workload(options.pop("name", "chat"), alternatives[0].model, **options),
+            available_bytes={"cpu": available_bytes},
+            overhead_bytes={"cpu": 10**6},
+            default=Configuration({"cpu": 8}, "cpu", 2, 2, 1, 512),
+            noise=noise,
+        )
+        return chosen.format, decision
+
+    def test_the_best_of_all_formats_is_chosen_and_the_others_are_told(self, make_model, make_costs):
+        speeds = {"I2_S": (1.0, 1.0), "TQ1_0": (0.5, 1.0), "TL2": (1.25, 0.8)}
+        chosen, decision = self.decide(make_model, make_costs, speeds)
+        assert chosen == "TL2"
+        assert decision.reasons[0] == "The default would be 25.0 % slower, beyond the noise of 2.0 %."
+        assert decision.reasons[1] == (
+            "The weight format is TL2: I2_S would be 25.0 % slower, TQ1_0 would be 2.5 times slower."
+        )
+        assert [other.format for other in decision.other_formats] == ["I2_S", "TQ1_0"]
+        tpot_s = [other.candidate.predicted.tpot_s for other in decision.other_formats]
+        assert tpot_s == pytest.approx([decision.chosen.predicted.tpot_s * ratio for ratio in (1.25, 2.5)])
+        assert decision.speedup_over_default == pytest.approx(1.25)
+        alone = self.decide(make_model, make_costs, {"I2_S": (1.0, 1.0)})[1]
+        assert decision.search.points == 3 * alone.search.points
+
+    def test_a_format_that_gains_less_than_the_noise_is_not_chosen(self, make_model, make_costs):
+        speeds = {"I2_S": (1.0, 1.0), "TL2": (1.03, 1.0)}
+        assert self.decide(make_model, make_costs, speeds, noise=0.02)[0] == "TL2"
+        chosen, decision = self.decide(make_model, make_costs, speeds, noise=0.05)
+        assert chosen == "I2_S"
+        assert decision.chosen == decision.default
+        assert decision.reasons[0] == "The default would be 3.0 % slower, within the noise of 5.0 %, so it stays."
+        assert decision.reasons[1] == "The weight format is I2_S: TL2 would be 2.9 % faster."
+
+    def test_a_tie_goes_to_the_usual_format(self, make_model, make_costs):
+        assert self.decide(make_model, make_costs, {"I2_S": (1.0, 1.0), "TL2": (1.0, 1.0)})[0] == "I2_S"
+
+    def test_each_format_has_its_own_memory_plan(self, make_model, make_costs, needs):
+        """Only the smaller format leaves room for the whole batch; where none does, the least need is told."""
+        small, large = make_model(), make_model(intermediate=2048)
+        room = needs(small, {"cpu": 8}, batch=1, chunk=32, context=2048)["cpu"]
+        models, speeds = {"I2_S": large, "TL2": small}, {"I2_S": (2.0, 2.0), "TL2": (1.0, 1.0)}
+        chosen, decision = self.decide(make_model, make_costs, speeds, models=models, available_bytes=room)
+        assert chosen == "TL2"
+        assert decision.default is None
+        assert decision.other_formats[0].candidate is None
+        assert decision.reasons[1] == "The weight format is TL2: I2_S would break the memory or the limits."
+        with pytest.raises(MemoryLimitError):
+            self.decide(make_model, make_costs, speeds, models=models, available_bytes=room // 2)
+
+    def test_a_limit_that_one_format_keeps_is_not_relaxed_for_another(self, make_model, make_costs):
+        """The default server limit is 100 ms; a step of these takes 36 ms, or 144."""
+        speeds = {"I2_S": (0.25, 4.0), "TL2": (1.0, 1.0)}
+        chosen, decision = self.decide(make_model, make_costs, speeds, name="server")
+        assert chosen == "TL2"
+        assert decision.search.effective_max_tpot_s == 0.1
+        assert decision.other_formats[0].candidate is None
+
+    def test_a_limit_that_no_format_keeps_is_relaxed_for_the_best_of_all(self, make_model, make_costs):
+        speeds = {"I2_S": (0.2, 1.0), "TL2": (0.25, 1.0)}
+        _, decision = self.decide(make_model, make_costs, speeds, name="server")
+        assert decision.search.effective_max_tpot_s == pytest.approx(1.25 * 4 * 0.036)
+
+    def test_a_limit_that_no_format_can_keep_is_an_error(self, make_model, make_costs):
+        speeds = {"I2_S": (1.0, 1.0), "TL2": (1.1, 1.0)}
+        with pytest.raises(ConstraintError, match="the best that fits the memory is 3"):
+            self.decide(make_model, make_costs, speeds, name="server", max_tpot_ms=5)

@@ -15,6 +15,12 @@ from autotune.search.workload import batch_grid, chunk_grid, make_workload
 GIB = 2**30
 
 
+def rank_one(evaluator):
+    """The ranking of one space alone."""
+    (ranking,) = rank([evaluator])
+    return ranking
+
+
 @pytest.fixture(scope="session")
 def evaluator_for(make_model, make_costs):
     """An evaluator of a synthetic model on devices with the memory given; a workload's options pass through."""
@@ -69,7 +75,7 @@ def first_of(evaluator, feasible):
 def assert_ranked_as_by_brute_force(evaluator):
     fitting, _ = brute_force(evaluator, None)
     try:
-        ranking = rank(evaluator)
+        ranking = rank_one(evaluator)
     except MemoryLimitError:
         assert (np.asarray(evaluator.excess_bytes) > 0).all()
         return
@@ -151,33 +157,33 @@ def test_fewest_threads_win_where_bandwidth_saturates(evaluator_for, make_costs)
     costs = make_costs(threads=tuple(range(1, 17)), saturates_at=6)
     for name in ("chat", "server", "offline"):
         evaluator = evaluator_for(name, costs=costs)
-        best = evaluator.space.configuration(rank(evaluator).best)
+        best = evaluator.space.configuration(rank_one(evaluator).best)
         assert (best.decode_threads, best.prefill_threads) == (6, 6)
 
 
 def test_chat_takes_the_lowest_tpot_and_offline_the_most_tokens(evaluator_for):
     chat, offline = evaluator_for("chat"), evaluator_for("offline")
-    assert chat.space.configuration(rank(chat).best).batch_size == 1
-    assert offline.space.configuration(rank(offline).best).batch_size == 8
+    assert chat.space.configuration(rank_one(chat).best).batch_size == 1
+    assert offline.space.configuration(rank_one(offline).best).batch_size == 8
 
 
 def test_an_explicit_tpot_limit_stops_the_batch(evaluator_for):
     """A step of the batch of 1, 2, 4, 8 takes 36, 37.8, 41.4, 48.6 ms on two threads."""
     evaluator = evaluator_for(max_tpot_ms=42)
-    best = rank(evaluator).best
+    best = rank_one(evaluator).best
     assert evaluator.space.configuration(best).batch_size == 4
     assert evaluator.at(best).tpot_s == pytest.approx(41.4e-3)
 
 
 def test_the_servers_own_limit_is_relaxed_to_a_ratio_of_the_best(evaluator_for, make_model, make_costs):
     """40 layers take at least 164 ms per token on two threads: over 100 ms, so 1.25 x 164 is allowed."""
-    ranking = rank(evaluator_for(model=make_model(40), costs=make_costs(40)))
+    ranking = rank_one(evaluator_for(model=make_model(40), costs=make_costs(40)))
     assert ranking.max_tpot_s == pytest.approx(1.25 * 164e-3)
 
 
 def test_a_tpot_limit_that_cannot_be_kept_names_the_best(evaluator_for):
     with pytest.raises(ConstraintError) as caught:
-        rank(evaluator_for(max_tpot_ms=5))
+        rank_one(evaluator_for(max_tpot_ms=5))
     assert str(caught.value) == (
         "the limit of 5 ms on the time per output token can't be kept: "
         "the best that fits the memory is 36 ms, with a batch of 1"
@@ -187,7 +193,7 @@ def test_a_tpot_limit_that_cannot_be_kept_names_the_best(evaluator_for):
 def test_a_ttft_limit_that_cannot_be_kept_names_the_best(evaluator_for):
     """9 x 512 ms on two threads, and 8/512 more for the chunk."""
     with pytest.raises(ConstraintError) as caught:
-        rank(evaluator_for(max_ttft_ms=100))
+        rank_one(evaluator_for(max_ttft_ms=100))
     assert str(caught.value) == (
         "the limit of 100 ms on the time to the first token can't be kept: "
         "the best prefill of 512 tokens that fits the memory takes 2340 ms"
@@ -200,15 +206,15 @@ def test_limits_that_cannot_be_kept_together_are_said_to_be(evaluator_for, make_
     costs.decode_layer_s[1] *= 1000
     costs.decode_ends_s[1] *= 1000
     available = {"cpu": GIB, "cuda:0": GIB}
-    rank(evaluator_for(costs=costs, available_bytes=available, max_tpot_ms=40))
-    rank(evaluator_for(costs=costs, available_bytes=available, max_ttft_ms=300))
+    rank_one(evaluator_for(costs=costs, available_bytes=available, max_tpot_ms=40))
+    rank_one(evaluator_for(costs=costs, available_bytes=available, max_ttft_ms=300))
     with pytest.raises(ConstraintError, match=r"keeps the time to the first token within 300 ms is .* ms, with"):
-        rank(evaluator_for(costs=costs, available_bytes=available, max_tpot_ms=40, max_ttft_ms=300))
+        rank_one(evaluator_for(costs=costs, available_bytes=available, max_tpot_ms=40, max_ttft_ms=300))
 
 
 def test_a_model_that_fits_nowhere_says_what_would_fit(evaluator_for):
     with pytest.raises(MemoryLimitError) as caught:
-        rank(evaluator_for(available_bytes={"cpu": 10**6}))
+        rank_one(evaluator_for(available_bytes={"cpu": 10**6}))
     assert len(str(caught.value)) > 20
 
 
@@ -216,7 +222,7 @@ def test_a_fast_gpu_with_little_memory_gives_a_hybrid(evaluator_for, make_model,
     """Each layer is faster on the GPU: it takes the five that fit, in the shortest chunks."""
     room = needs(make_model(), {"cpu": 3, "cuda:0": 5}, batch=1, chunk=32, context=2048)["cuda:0"]
     evaluator = evaluator_for("chat", available_bytes={"cpu": GIB, "cuda:0": room})
-    best = evaluator.space.configuration(rank(evaluator).best)
+    best = evaluator.space.configuration(rank_one(evaluator).best)
     assert best.device_layers == {"cpu": 3, "cuda:0": 5}
 
 
@@ -224,13 +230,13 @@ def test_a_split_is_chosen_for_speed_not_to_fill_the_gpu(evaluator_for, make_cos
     """A GPU that is no faster than the CPU, behind a slow bus, is left alone although all would fit."""
     costs = make_costs(devices=("cpu", "cuda:0"), gpu_speedup=1.0, crossing_s=0.1)
     evaluator = evaluator_for(costs=costs, available_bytes={"cpu": GIB, "cuda:0": GIB})
-    assert evaluator.space.configuration(rank(evaluator).best).device_layers == {"cpu": 8}
+    assert evaluator.space.configuration(rank_one(evaluator).best).device_layers == {"cpu": 8}
 
 
 def test_one_gpu_is_enough_if_more_only_add_crossings(evaluator_for):
     available = {"cpu": GIB, "cuda:0": GIB, "cuda:1": GIB, "cuda:2": GIB}
     evaluator = evaluator_for("chat", available_bytes=available)
-    best = evaluator.space.configuration(rank(evaluator).best)
+    best = evaluator.space.configuration(rank_one(evaluator).best)
     assert best.device_layers == {"cuda:0": 8}
     assert (best.decode_threads, best.prefill_threads) == (1, 1)
 
@@ -239,7 +245,7 @@ def test_three_small_gpus_take_together_what_one_cannot(evaluator_for, make_mode
     room = needs(make_model(), {"cpu": 5, "cuda:0": 3}, batch=1, chunk=32, context=2048)["cuda:0"]
     available = {"cpu": GIB} | {f"cuda:{index}": room for index in range(3)}
     evaluator = evaluator_for("chat", available_bytes=available)
-    best = evaluator.space.configuration(rank(evaluator).best)
+    best = evaluator.space.configuration(rank_one(evaluator).best)
     assert len(best.device_layers.keys() - {"cpu"}) == 3, best
 
 
@@ -256,7 +262,7 @@ def test_a_space_of_ten_to_the_eighth_points_is_ranked_exactly(make_model, make_
         overhead_bytes=dict.fromkeys(available, 0),
     )
     assert evaluator.space.size > 10**8
-    best = evaluator.at(rank(evaluator).best).tokens_per_s
+    best = evaluator.at(rank_one(evaluator).best).tokens_per_s
     random = np.random.default_rng(0)
     sample = evaluator.at(Point(*(random.integers(0, length, 10**5) for length in evaluator.space.shape)))
     assert sample.tokens_per_s[sample.excess_bytes <= 0].max() <= best * (1 + TIE)

@@ -10,6 +10,12 @@ from autotune.search.study import run_study
 from autotune.search.workload import make_workload
 
 
+def rank_one(evaluator):
+    """The ranking of one space alone."""
+    (ranking,) = rank([evaluator])
+    return ranking
+
+
 @pytest.fixture
 def evaluator_for(make_model, make_costs):
     def build(name="server", *, available_bytes=2**30, threads=(1, 2), **options):
@@ -28,15 +34,15 @@ def evaluator_for(make_model, make_costs):
 def test_a_space_small_enough_is_tried_out_whole_and_the_best_found(evaluator_for):
     evaluator = evaluator_for("chat")
     assert evaluator.space.size == 20
-    study = run_study(evaluator, rank(evaluator), trials=64)
+    study = run_study(evaluator, rank_one(evaluator), trials=64)
     assert (study.sampler, study.trials, study.feasible_trials, study.gap) == ("GridSampler", 20, 20, 0.0)
-    assert study.best == evaluator.space.configuration(rank(evaluator).best)
+    assert study.best == evaluator.space.configuration(rank_one(evaluator).best)
 
 
 @pytest.mark.parametrize("name", ["server", "offline"])
 def test_a_large_space_is_sampled_and_the_gap_said(evaluator_for, name):
     evaluator = evaluator_for(name, threads=tuple(range(1, 17)))
-    ranking = rank(evaluator)
+    ranking = rank_one(evaluator)
     study = run_study(evaluator, ranking, trials=40)
     assert (study.sampler, study.trials) == ("TPESampler", 40)
     found = evaluator.at(evaluator.space.point(study.best))
@@ -46,7 +52,7 @@ def test_a_large_space_is_sampled_and_the_gap_said(evaluator_for, name):
 
 def test_the_same_seed_gives_the_same_study(evaluator_for):
     evaluator = evaluator_for(threads=tuple(range(1, 17)))
-    ranking = rank(evaluator)
+    ranking = rank_one(evaluator)
     first, again, other = (run_study(evaluator, ranking, trials=20, seed=seed) for seed in (3, 3, 4))
     assert first == again
     assert (first.best, first.gap) != (other.best, other.gap)
@@ -55,14 +61,14 @@ def test_the_same_seed_gives_the_same_study(evaluator_for):
 def test_a_single_trial_is_the_start(evaluator_for):
     evaluator = evaluator_for(threads=tuple(range(1, 17)))
     start = Point(0, 3, 5, 1, 2)
-    study = run_study(evaluator, rank(evaluator), start=start, trials=1)
+    study = run_study(evaluator, rank_one(evaluator), start=start, trials=1)
     assert study.best == evaluator.space.configuration(start)
 
 
 def test_trials_that_break_a_constraint_never_win(evaluator_for):
     """Under the limit only some batch sizes and thread counts remain; the faster ones in tokens/s are broken."""
     evaluator = evaluator_for(threads=tuple(range(1, 9)), max_tpot_ms=11, max_ttft_ms=700)
-    ranking = rank(evaluator)
+    ranking = rank_one(evaluator)
     study = run_study(evaluator, ranking, trials=64)
     assert 0 < study.feasible_trials < study.trials
     value = evaluator.at(evaluator.space.point(study.best))
@@ -75,14 +81,14 @@ def test_memory_is_a_constraint_of_the_study_too(evaluator_for):
     roomy = evaluator_for("offline")
     # Room for the second of four batch sizes with the shortest chunk, and no more.
     evaluator = evaluator_for("offline", available_bytes=int(roomy.total_bytes[0, 1, 0]))
-    study = run_study(evaluator, rank(evaluator), trials=evaluator.space.size)
+    study = run_study(evaluator, rank_one(evaluator), trials=evaluator.space.size)
     assert study.feasible_trials == (evaluator.excess_bytes <= 0).sum() * 4
     assert (study.best.batch_size, study.gap) == (2, 0.0)
 
 
 def test_a_study_without_a_feasible_trial_has_no_best(evaluator_for):
     evaluator = evaluator_for(threads=tuple(range(1, 17)), max_tpot_ms=4.6)
-    study = run_study(evaluator, rank(evaluator), start=Point(0, 0, 0, 0, 0), trials=1)
+    study = run_study(evaluator, rank_one(evaluator), start=Point(0, 0, 0, 0, 0), trials=1)
     assert (study.feasible_trials, study.best, study.gap) == (0, None, None)
 
 
@@ -91,6 +97,6 @@ def test_a_study_is_silent_and_leaves_optunas_log_level_alone(evaluator_for, cap
     optuna.logging.set_verbosity(optuna.logging.INFO)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run_study(evaluator, rank(evaluator), trials=12)
+        run_study(evaluator, rank_one(evaluator), trials=12)
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == optuna.logging.INFO

@@ -1,0 +1,40 @@
+"""Which kernels can run on this host, with which weight formats, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import asdict
+
+from autotune.records import Cpu, Kernel
+from ternary_kernels.formats import get_format
+from ternary_kernels.registry import available
+
+
+def find_kernels(cpu: Cpu) -> tuple[Kernel, ...]:
+    """Every kernel with every format it is written for, the one expected to be fastest first."""
+    return tuple(Kernel(*found) for found in available(cpu.architecture, cpu.isa))
+
+
+def to_json(kernels: Sequence[Kernel]) -> list[dict[str, object]]:
+    """The same as plain values for a JSON document, with what the format does to ternary weights."""
+    return [{**asdict(kernel), "lossy": get_format(kernel.format).lossy} for kernel in kernels]
+
+
+def describe_kernels(kernels: Sequence[Kernel]) -> list[tuple[str, str]]:
+    """Label and value lines for a person: what a kernel can run and by which path, and what it can't and why."""
+    lines = []
+    for name in dict.fromkeys(kernel.kernel for kernel in kernels):
+        groups: dict[str, list[str]] = {}
+        for kernel in kernels:
+            if kernel.kernel == name:
+                reason = kernel.reason and kernel.reason.replace(kernel.format, "these")
+                where = f"not here: {reason}" if reason else kernel.path or "runs here"
+                groups.setdefault(where, []).append(marked(kernel.format))
+        lines += [(f"Kernel {name}", f"{', '.join(formats)} ({where})") for where, formats in groups.items()]
+    return lines
+
+
+def marked(weight_format: str) -> str:
+    """A format's name, and that it is lossy if it is."""
+    return f"{weight_format} (lossy)" if get_format(weight_format).lossy else weight_format
