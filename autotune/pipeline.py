@@ -221,7 +221,7 @@ def measure_tier(host: Host) -> Tier:
         BenchmarkError: They could not be timed.
     """
     kernels = choose_kernels(find_kernels(host.cpu), (), None)
-    campaign = bench.run(None, host, ceilings(host, kernels.main), budget_s=_HOST_BUDGET_S)
+    campaign = bench.run(None, host, ceilings(host, kernels), budget_s=_HOST_BUDGET_S)
     return _tier(host, fit(campaign)[1])
 
 

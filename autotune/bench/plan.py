@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from autotune.bench.rivals import REFERENCE, Kernels, gates
 from autotune.records import Host, Model, Point, Record, Site, Workload
@@ -39,9 +38,14 @@ def thread_counts(host: Host) -> tuple[int, ...]:
     return tuple(sorted(powers | {min(len(host.cpu.cores) or usable, usable), usable}))
 
 
-def ceilings(host: Host, kernel: str) -> tuple[Task, ...]:
+def ceilings(host: Host, kernels: Kernels) -> tuple[Task, ...]:
     """What the host itself can do: streaming reads and arithmetic at each thread count."""
-    return tuple(Task(_ceiling(op, count, kernel)) for count in thread_counts(host) for op in ("read", "peak"))
+    peaks = (kernels.main, kernels.tiles) if kernels.tiles else (kernels.main,)
+    return tuple(
+        Task(point)
+        for count in thread_counts(host)
+        for point in (_read(count, kernels.main), *(_peak(count, kernel) for kernel in peaks))
+    )
 
 
 def plan(models: Sequence[Model], host: Host, workload: Workload, kernels: Kernels, *, quick: bool) -> tuple[Task, ...]:
@@ -96,7 +100,7 @@ def plan(models: Sequence[Model], host: Host, workload: Workload, kernels: Kerne
     first, last = products
     single = [_sliced(point) for point in first if point.m == 1]
     many = [_sliced(point) for point in (*(point for point in first if point.m > 1), *last)]
-    return (*ceilings(host, kernels.main), *single, *dict.fromkeys(others), *many)
+    return (*ceilings(host, kernels), *single, *dict.fromkeys(others), *many)
 
 
 def describe_first_missing(tasks: Sequence[Task], timed: Iterable[Point]) -> str | None:
@@ -174,9 +178,11 @@ def _attention_sizes(model: Model, workload: Workload, chunks: Sequence[int]) ->
     return [*sorted(decode), *sorted(prefill)]
 
 
-def _ceiling(op: Literal["read", "peak"], threads: int, kernel: str) -> Point:
-    if op == "read":
-        return Point("read", "cpu", kernel, threads, k_in=_READ_BYTES)
+def _read(threads: int, kernel: str) -> Point:
+    return Point("read", "cpu", kernel, threads, k_in=_READ_BYTES)
+
+
+def _peak(threads: int, kernel: str) -> Point:
     m, n_out, k_in = PEAK_SIZE
     # numpy has no fast product of integers.
     return Point("peak", "cpu", kernel, threads, m, "F32" if kernel == REFERENCE else "I8", n_out, k_in)

@@ -21,8 +21,9 @@ FEW_SAMPLES = 2
 """Samples after which a kernel that isn't beaten may still win."""
 
 _MAIN = "native"
+_TILES = "amx"
 _REFERENCE_TOKENS = 64
-_LEAST_TOKENS = {"amx": 16}
+_LEAST_TOKENS = {_TILES: 16}
 """A kernel that multiplies tiles has nothing to gain where they aren't full."""
 
 _CLEARLY_SLOWER = 1.5
@@ -38,11 +39,13 @@ class Kernels:
         by_format: Those that can run here by weight format, the one expected to be fastest first.
         forced: The one that a user asked for, wherever it can be had; None: all are rivals.
         main: That of all that is no product: attention, the small operations, the host's ceilings.
+        tiles: The kernel whose arithmetic has a higher peak than the main one's; None: there is none.
     """
 
     by_format: Mapping[str, tuple[str, ...]]
     forced: str | None = None
     main: str = REFERENCE
+    tiles: str | None = None
 
     def at(self, weight_format: str, m: int) -> tuple[str, ...]:
         """Those to time on products with m tokens in a format, the one expected to be fastest first."""
@@ -78,8 +81,10 @@ def choose_kernels(found: Sequence[Kernel], formats: Sequence[str], forced: str 
         if not kernels:
             why = "; ".join(f"{kernel.kernel}: {kernel.reason}" for kernel in found if kernel.format == name)
             raise KernelUnavailableError(f"no kernel can run the weight format {name} here: {why or 'there is none'}")
-    native = forced != REFERENCE and any(kernel.kernel == _MAIN for kernel in able)
-    return Kernels(by_format, forced, main=_MAIN if native else REFERENCE)
+    running = {kernel.kernel for kernel in able}
+    main = _MAIN if forced != REFERENCE and _MAIN in running else REFERENCE
+    tiles = _TILES if forced in (None, _TILES) and _TILES in running else None
+    return Kernels(by_format, forced, main, tiles)
 
 
 def rivals(points: Sequence[Point]) -> list[tuple[int, ...]]:

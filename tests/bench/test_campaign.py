@@ -115,7 +115,7 @@ def test_it_ends_early_when_all_is_known(host, product):
 
 
 def test_the_hosts_ceilings_are_timed_without_a_model(host):
-    found = campaign.run(None, host, ceilings(host, "numpy"), budget_s=2.0)
+    found = campaign.run(None, host, ceilings(host, NUMPY), budget_s=2.0)
     assert {outcome.point.op for outcome in found.measurements()} == {"read", "peak"}
     assert not found.failures()
 
@@ -134,7 +134,7 @@ def test_with_nothing_to_time_no_worker_is_started(host, monkeypatch):
 def test_a_host_without_enough_memory_is_refused_in_a_sentence(host):
     small = replace(host, memory=replace(host.memory, usable_bytes=100 << 20))
     with pytest.raises(BenchmarkError, match="timing needs a window of 64 MiB and this host has 100 MiB"):
-        campaign.run(None, small, ceilings(small, "numpy"), budget_s=1.0)
+        campaign.run(None, small, ceilings(small, NUMPY), budget_s=1.0)
 
 
 def test_memory_that_runs_out_before_anything_is_timed_is_an_error_and_blames_no_task(host, product):

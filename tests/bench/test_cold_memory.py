@@ -76,7 +76,7 @@ def test_without_tasks_there_is_no_window():
 
 def test_every_window_of_a_plan_fits_what_is_set_aside():
     host, model = build_host(), build_model(head=Site("head", 128_256, 2560, "F16"))
-    tasks = (*plan((model,), host, build_workload(), NUMPY, quick=False), *ceilings(host, "numpy"))
+    tasks = (*plan((model,), host, build_workload(), NUMPY, quick=False), *ceilings(host, NUMPY))
     windows = [window_bytes(task) for task in tasks]
     assert 0.5 * SLICE_BYTES < max(windows) < cold_memory_bytes(model, host, tasks)
     assert {task.point.op for task, window in zip(tasks, windows, strict=True) if not window} == {"layer_ops", "peak"}

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from autotune.bench.plan import SLICE_BYTES, Task, ceilings, describe_first_missing, plan, thread_counts
-from autotune.bench.rivals import Kernels, gates
-from autotune.records import Core, Layer, Site
+from autotune.bench.rivals import Kernels, choose_kernels, gates
+from autotune.records import Core, Kernel, Layer, Site
 from ternary_kernels.formats import get_format
 from tests.builders import NUMPY, build_host, build_model, build_workload
 
@@ -55,8 +55,22 @@ def test_thread_counts_are_powers_of_two_all_cores_and_all_threads(cores, siblin
 
 
 def test_ceilings_are_read_and_peak_at_each_thread_count():
-    found = {(task.point.op, task.point.threads) for task in ceilings(host_with(6, 2), "numpy")}
+    found = {(task.point.op, task.point.threads) for task in ceilings(host_with(6, 2), NUMPY)}
     assert found == set(itertools.product(("read", "peak"), (1, 2, 4, 6, 8, 12)))
+
+
+def test_the_peak_is_that_of_tiles_too_where_there_are_any():
+    """A product on tiles is faster than the peak of the vector units."""
+    able = [Kernel(name, "I2_S", name, None) for name in ("native", "amx", "numpy")]
+    tasks = ceilings(host_with(1, 1), choose_kernels(able, ("I2_S",), None))
+    assert [(task.point.op, task.point.kernel) for task in tasks] == [
+        ("read", "native"),
+        ("peak", "native"),
+        ("peak", "amx"),
+    ]
+    for forced in ("native", "numpy"):
+        tasks = ceilings(host_with(1, 1), choose_kernels(able, ("I2_S",), forced))
+        assert {task.point.kernel for task in tasks} == {forced}
 
 
 @pytest.mark.parametrize("quick", [True, False])

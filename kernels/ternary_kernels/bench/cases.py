@@ -93,7 +93,7 @@ def runnable() -> tuple[tuple[Runnable, ...], dict[str, str]]:
     found = available(*this_machine())
     runs = tuple(Runnable(entry.kernel, entry.format, entry.path) for entry in found if entry.reason is None)
     running = {run.kernel for run in runs}
-    return runs, {entry.kernel: entry.reason for entry in found if entry.kernel not in running}
+    return runs, {entry.kernel: entry.reason for entry in found if entry.kernel not in running and entry.reason}
 
 
 def expand(
