@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -17,42 +14,24 @@ from autotune.bench import campaign as bench
 from autotune.bench.campaign import Progress
 from autotune.bench.plan import Task, ceilings, plan
 from autotune.bench.rivals import choose_kernels, gates
-from autotune.bench.shortfalls import check_complete, shortfalls
+from autotune.bench.shortfalls import check_complete
+from autotune.conclusion import Evidence, check_fits, conclude, tier_of
 from autotune.costmodel.heldout import fit
-from autotune.costmodel.kernels import fastest_kernels
 from autotune.costmodel.model import CostModel
-from autotune.errors import ConstraintError, MemoryLimitError, ResultNotFoundError, StoreError
+from autotune.errors import ConstraintError, ResultNotFoundError, StoreError
 from autotune.host.detect import detect
 from autotune.host.kernels import find_kernels
-from autotune.host.tier import classify
-from autotune.loader import FALLBACK_THREADS, find_answer, load_result
+from autotune.loader import find_answer, load_result
 from autotune.model import memory
 from autotune.options import Options, check_budget, counted_budget_s, tune_command
-from autotune.records import (
-    Campaign,
-    Configuration,
-    CostModelReport,
-    Decision,
-    DeviceConfig,
-    Host,
-    Model,
-    Result,
-    Tier,
-    Workload,
-)
-from autotune.search.decide import Alternative, decide
+from autotune.records import Campaign, Host, Model, Result, Tier, Workload
 from autotune.search.study import TRIALS
 from autotune.search.variants import format_of, in_order, read_variants
-from autotune.search.workload import batch_grid, chunk_grid, make_workload
+from autotune.search.workload import make_workload
 from autotune.store import cache
 from autotune.store.entry import WORKLOADS
 
 _HOST_BUDGET_S = 2.0
-_USABLE_SHARE = 0.9
-"""Share of the usable memory that a configuration may plan with: the rest is for what else runs and grows."""
-
-_UNKNOWN_NOISE = 0.05
-"""Relative noise assumed where no point was sampled often enough to tell."""
 
 
 def tune(
@@ -124,10 +103,10 @@ def obtain(
     started = time.monotonic()
     evidence = _benchmark(model, options, budget_s=budget_s, quick=quick, progress=progress)
     try:
-        return _conclude(evidence, _workload(options, evidence.models[0]), started=started, trials=TRIALS)
+        return conclude(evidence, _workload(options, evidence.models[0]), started=started, trials=TRIALS)
     except ConstraintError as error:
         unlimited = options._replace(max_tpot_ms=None, max_ttft_ms=None)
-        result = _conclude(evidence, _workload(unlimited, evidence.models[0]), started=started, trials=TRIALS)
+        result = conclude(evidence, _workload(unlimited, evidence.models[0]), started=started, trials=TRIALS)
         with contextlib.suppress(StoreError):
             cache.write(result, request(unlimited, result))
         raise ConstraintError(f"{error}; what was measured is saved, so another limit is answered at once") from None
@@ -158,7 +137,7 @@ def measure(
     started = time.monotonic()
     evidence = _benchmark(model, options, budget_s=budget_s, quick=quick, seed=seed, progress=progress)
     workload = _workload(options, evidence.models[0])
-    return _conclude(evidence, workload, started=started, trials=TRIALS, seed=seed)
+    return conclude(evidence, workload, started=started, trials=TRIALS, seed=seed)
 
 
 def retune(model: str | os.PathLike[str], options: Options | None = None) -> Result:
@@ -198,8 +177,8 @@ def conclude_again(saved: Result, workload: Workload, host: Host, *, started: fl
         MemoryLimitError, ConstraintError: As for ``tune``.
     """
     cost_model = CostModel(saved.campaign, saved.cost_model.roofline)
-    return _conclude(
-        _Evidence(_models(saved), host, saved.campaign, cost_model, saved.cost_model),
+    return conclude(
+        Evidence(_models(saved), host, saved.campaign, cost_model, saved.cost_model),
         workload,
         started=time.monotonic() if started is None else started,
         trials=None,
@@ -222,17 +201,7 @@ def measure_tier(host: Host) -> Tier:
     """
     kernels = choose_kernels(find_kernels(host.cpu), (), None)
     campaign = bench.run(None, host, ceilings(host, kernels), budget_s=_HOST_BUDGET_S)
-    return _tier(host, fit(campaign)[1])
-
-
-class _Evidence(NamedTuple):
-    """What a decision rests on: the model in all formats that were timed, and what was measured on which host."""
-
-    models: tuple[Model, ...]
-    host: Host
-    campaign: Campaign
-    cost_model: CostModel
-    report: CostModelReport
+    return tier_of(host, fit(campaign)[1])
 
 
 def _benchmark(
@@ -243,7 +212,7 @@ def _benchmark(
     quick: bool,
     seed: int = 0,
     progress: Progress | None = None,
-) -> _Evidence:
+) -> Evidence:
     """The first half: what is told of the model, and what is measured."""
     host = detect()
     found = find_kernels(host.cpu)
@@ -251,7 +220,7 @@ def _benchmark(
     workload = _workload(options, models[0])
     formats = _formats(models)
     kernels = choose_kernels(found, formats, options.kernel)
-    _check_fits(models, workload, host)
+    check_fits(models, workload, host)
     tasks = plan(models, host, workload, kernels, quick=quick)
     # Weights rotate through as much memory as the largest variant takes.
     largest = max(models, key=memory.model_bytes)
@@ -261,53 +230,7 @@ def _benchmark(
         kernels=tuple(kernel for kernel in found if kernel.format in formats),
     )
     check_complete(campaign, tasks)
-    return _Evidence(models, host, campaign, *fit(campaign))
-
-
-def _conclude(evidence: _Evidence, workload: Workload, *, started: float, trials: int | None, seed: int = 0) -> Result:
-    """The pure second half: what follows from model, host, workload and measurements."""
-    models, host, campaign, cost_model, report = evidence
-    chosen, decision = decide(
-        [_alternative(model, workload, host, cost_model) for model in models],
-        workload,
-        available_bytes={"cpu": _plannable_bytes(host)},
-        overhead_bytes={"cpu": campaign.runtime_overhead_bytes},
-        default=_default(models[0], workload, host),
-        noise=campaign.noise.median_relative_interval or _UNKNOWN_NOISE,
-        trials=trials,
-        seed=seed,
-    )
-    model = chosen.model
-    return Result(
-        device_config=_device_config(decision),
-        provenance="measured",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        host=host,
-        tier=_tier(host, report),
-        model=model,
-        workload=workload,
-        decision=decision,
-        cost_model=report,
-        campaign=campaign,
-        tune_time_s=time.monotonic() - started,
-        warnings=(
-            *cost_model.caveats(model, workload, decision.chosen.configuration),
-            *shortfalls(campaign, host),
-        ),
-        kernels=fastest_kernels(campaign, model, decision.chosen.configuration),
-        alternatives=tuple(other for other in models if other is not model),
-    )
-
-
-def _alternative(model: Model, workload: Workload, host: Host, cost_model: CostModel) -> Alternative:
-    costs = cost_model.steps(
-        model,
-        workload,
-        range(1, host.limits.usable_threads + 1),
-        batch_grid(workload.max_batch),
-        chunk_grid(workload.prompt_tokens),
-    )
-    return Alternative(format_of(model), model, costs, functools.partial(cost_model.bound_by, model, workload))
+    return Evidence(models, host, campaign, *fit(campaign))
 
 
 def _models(result: Result) -> tuple[Model, ...]:
@@ -333,59 +256,6 @@ def _workload(options: Options, model: Model) -> Workload:
         max_tpot_ms=options.max_tpot_ms,
         max_ttft_ms=options.max_ttft_ms,
     )
-
-
-def _default(model: Model, workload: Workload, host: Host) -> Configuration:
-    """What would run without tuning: the loader's fallback, with the largest chunk."""
-    threads = min(FALLBACK_THREADS, host.limits.usable_threads)
-    return Configuration(
-        device_layers={"cpu": len(model.layers)},
-        head_device="cpu",
-        decode_threads=threads,
-        prefill_threads=threads,
-        batch_size=1,
-        prefill_chunk=chunk_grid(workload.prompt_tokens)[-1],
-    )
-
-
-def _device_config(decision: Decision) -> DeviceConfig:
-    """What a loader needs of a decision. All layers are on the CPU as long as no GPU is timed."""
-    chosen = decision.chosen.configuration
-    return DeviceConfig(
-        strategy="CpuOnly",
-        cpu_threads=chosen.decode_threads,
-        gpu_memory_fraction=None,
-        recommended_batch_size=chosen.batch_size,
-    )
-
-
-def _plannable_bytes(host: Host) -> int:
-    return int(host.memory.usable_bytes * _USABLE_SHARE)
-
-
-def _check_fits(models: Sequence[Model], workload: Workload, host: Host) -> None:
-    """Before anything is timed: the smallest configuration in the smallest format must fit.
-
-    Raises:
-        MemoryLimitError: It doesn't.
-    """
-    model = min(models, key=memory.model_bytes)
-    available, overhead = {"cpu": _plannable_bytes(host)}, {"cpu": 0}
-    smallest = Configuration(
-        device_layers={"cpu": len(model.layers)},
-        head_device="cpu",
-        decode_threads=1,
-        prefill_threads=1,
-        batch_size=1,
-        prefill_chunk=chunk_grid(workload.prompt_tokens)[0],
-    )
-    (use,) = memory.plan(model, smallest, workload.context_tokens, available, overhead)
-    if use.total_bytes > use.available_bytes:
-        raise MemoryLimitError(memory.what_would_fit(model, workload, available, overhead))
-
-
-def _tier(host: Host, report: CostModelReport) -> Tier:
-    return classify(host, max(report.read_bytes_per_s.values()), max(report.operations_per_s.values()))
 
 
 def _saved(model: str | os.PathLike[str], options: Options) -> Iterator[Result]:

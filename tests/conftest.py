@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
+import shutil
+import tempfile
 
 import pytest
 
@@ -17,21 +17,16 @@ from ternary_kernels.arena import Arena
 from ternary_kernels.team import Team
 from tests.builders import build_model, build_workload
 
-_VARIABLE = "TERNARY_KERNELS_CACHE"
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_cache_of_compiled_kernels() -> Iterator[None]:
-    """The user's own, also where a test has a cache folder of its own: compiling takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        if _VARIABLE not in os.environ:
-            base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-            patch.setenv(_VARIABLE, str(Path(base) / "ternary-kernels"))
-        yield
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled kernels in a folder of this session, its child processes' too, not in the user's cache."""
+    folder = tempfile.mkdtemp(prefix="ternary-kernels-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["TERNARY_KERNELS_CACHE"] = folder
 
 
 @pytest.fixture(scope="session")
-def compiled(_one_cache_of_compiled_kernels: None) -> None:
+def compiled() -> None:
     """All kernels that a model in the usual formats needs are compiled: the budgets of tests are shorter than that."""
     host = detect()
     kernels = choose_kernels(find_kernels(host.cpu), ("I2_S", "I2_S_ARM", "F16"), None)

@@ -122,8 +122,9 @@ def describe(point: Point) -> str:
     return f"{point.op} {point.format} {point.n_out} x {point.k_in}" if point.op == "matmul" else point.op
 
 
-def _without_threads(point: Point) -> tuple[str, str, int, int, int]:
-    return point.op, point.format, point.n_out, point.k_in, point.m
+def _without_threads(point: Point) -> tuple[object, ...]:
+    """What a point times, whatever the number of threads and the kernel, and so the arithmetic of a peak."""
+    return (point.op, point.format, point.n_out, point.k_in, point.m) if point.op == "matmul" else (point.op,)
 
 
 def _token_counts(largest: int, *, quick: bool) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -44,7 +44,8 @@ class Backend(NamedTuple):
         name: The kernel it goes with.
         attention: Builds attention for a geometry.
         small_ops: Builds a layer's small operations for a geometry.
-        quantize: Quantises activations (m, k_in) by token.
+        quantizer: Builds what quantises the activations (m, k_in) that an array holds then, its tokens shared among a
+            team; what it returns is valid until it is called again.
         read: Streams over bytes once, shared among a team.
         peak: Builds the arithmetic at full speed.
         arithmetic: What the peak multiplies.
@@ -53,7 +54,7 @@ class Backend(NamedTuple):
     name: str
     attention: type[Attention]
     small_ops: type[SmallOps]
-    quantize: Callable[[NDArray[np.float32]], Quantized]
+    quantizer: Callable[[NDArray[np.float32], Team], Callable[[], Quantized]]
     read: Callable[[Team, NDArray[np.uint8]], object]
     peak: MakePeak
     arithmetic: Literal["int8", "float32"]
@@ -71,7 +72,7 @@ def get_backend(name: str) -> Backend:
             name,
             Attention,
             SmallOps,
-            activations.quantize,
+            lambda x, team: partial(activations.quantize, x),  # noqa: ARG005 - numpy uses no team
             numpy_ceilings.read,
             numpy_ceilings.Peak,
             numpy_ceilings.arithmetic,
@@ -90,7 +91,7 @@ def get_backend(name: str) -> Backend:
         name,
         attention.NativeAttention,
         native.NativeSmallOps,
-        native.quantize,
+        native.Quantizer,
         ceilings.read,
         ceilings.Peak,
         ceilings.arithmetic,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from abc import ABC
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -71,7 +71,8 @@ class Matmul(ABC):
             ``out``.
 
         Raises:
-            ValueError: A wrong shape, dtype or memory order, or a read-only output; names what was expected and what came.
+            ValueError: A wrong shape, dtype or memory order, or a read-only output; names what was expected and what
+                came.
         """
         if isinstance(x, Quantized) != self.format.ternary:
             expected = "int8 values with a scale per token" if self.format.ternary else "a float32 array"
@@ -79,18 +80,14 @@ class Matmul(ABC):
         values = x.values if isinstance(x, Quantized) else x
         wanted = np.dtype(np.int8 if self.format.ternary else np.float32)
         self._check("activations", values, (self.m, self.k_in), wanted)
+        self._check("weights", weights, (self.size_bytes,), np.dtype(np.uint8))
         self._check("out", out, (self.m, self.n_out), np.dtype(np.float32))
         if not out.flags.writeable:  # compiled code would write all the same
             raise ValueError(f"{self._site}, out: expected a writable array, got a read-only one")
         if isinstance(x, Quantized):
             self._check("activation scale", x.scale, (self.m,), np.dtype(np.float32))
-        self._run(x, weights, out)
+        self._multiply(x, weights, out)
         return out
-
-    def _run(self, x: Any, weights: Bytes, out: NDArray[np.float32]) -> None:
-        """Multiply; x and out are checked, weights aren't."""
-        rows, scale = self.format.split(weights, self.n_out, self.k_in)
-        self._multiply(x, rows, scale, out)
 
     def _check(self, what: str, array: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
@@ -104,8 +101,8 @@ class Matmul(ABC):
     def _site(self) -> str:
         return f"{self.format.name} {self.n_out} x {self.k_in}"
 
-    def _multiply(self, x: Any, rows: NDArray[Any], scale: float, out: NDArray[np.float32]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _multiply(self, x: Any, weights: Bytes, out: NDArray[np.float32]) -> None: ...
 
 
 def get_kernel(kernel: str, format_name: str) -> type[Matmul]:

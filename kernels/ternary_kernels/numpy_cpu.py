@@ -7,12 +7,11 @@ summed in segments.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ternary_kernels.activations import Quantized
+from ternary_kernels.formats import Bytes
 from ternary_kernels.matmul import Matmul
 from ternary_kernels.oracle import rescale
 from ternary_kernels.team import Team, share
@@ -57,7 +56,8 @@ class NumpyI2S(Matmul):
         self._segments = [(first, min(first + columns, k_in)) for first in range(0, k_in, columns)]
         self._rows = _block_rows(columns, m, n_out)
 
-    def _multiply(self, x: Quantized, rows: NDArray[np.uint8], scale: float, out: NDArray[np.float32]) -> None:
+    def _multiply(self, x: Quantized, weights: Bytes, out: NDArray[np.float32]) -> None:
+        rows, scale = self.format.split(weights, self.n_out, self.k_in)
         planes = [self._by_plane(x.values[:, first:last]) for first, last in self._segments]
         row_sums = x.values.sum(axis=1, dtype=np.int32)
         all_sums = self.team.scratch(None, (self.n_out, self.m))
@@ -120,9 +120,8 @@ class NumpyUnpacked(Matmul):
         self._multiple = self.format.row_multiple(n_out, k_in)
         self._rows = max(self._multiple, _block_rows(k_in, m, n_out) // self._multiple * self._multiple)
 
-    def _multiply(
-        self, x: Quantized | NDArray[np.float32], stored: NDArray[np.uint8], scale: float, out: NDArray[np.float32]
-    ) -> None:
+    def _multiply(self, x: Quantized | NDArray[np.float32], weights: Bytes, out: NDArray[np.float32]) -> None:
+        stored, scale = self.format.split(weights, self.n_out, self.k_in)
         shape = (self.n_out, self.k_in)
         values = x.values if isinstance(x, Quantized) else x
         columns = np.ascontiguousarray(values.T, np.float32)
@@ -165,13 +164,8 @@ class NumpyFloat(Matmul):
         super().__init__(format_name, n_out, k_in, m, team)
         self._rows = _block_rows(k_in, m, n_out)
 
-    def _multiply(
-        self,
-        x: NDArray[np.float32],
-        rows: NDArray[Any],
-        scale: float,  # noqa: ARG002 - these formats store none
-        out: NDArray[np.float32],
-    ) -> None:
+    def _multiply(self, x: NDArray[np.float32], weights: Bytes, out: NDArray[np.float32]) -> None:
+        rows, _ = self.format.split(weights, self.n_out, self.k_in)
         half = self.format.name == "F16"
         # The bias is put half into the activations and half into the sums, so that neither overflows.
         columns = np.ascontiguousarray(x.T * HALF_BIAS if half else x.T)

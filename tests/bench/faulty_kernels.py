@@ -64,10 +64,10 @@ def _define(name: str, fault: Callable[[], None], late: bool) -> None:
     class Faulty(NumpyI2S):
         kernel = name
 
-        def _multiply(self, x: Any, rows: Any, scale: float, out: Any) -> None:
+        def _multiply(self, x: Any, weights: Any, out: Any) -> None:
             if not late or self.n_out > CHECKED_ROWS:
                 fault()
-            super()._multiply(x, rows, scale, out)
+            super()._multiply(x, weights, out)
 
 
 for _name, _fault in FAULTS.items():
@@ -80,8 +80,8 @@ class Wrong(NumpyI2S):
 
     kernel = "wrong"
 
-    def _multiply(self, x: Any, rows: Any, scale: float, out: Any) -> None:
-        super()._multiply(x, rows, scale, out)
+    def _multiply(self, x: Any, weights: Any, out: Any) -> None:
+        super()._multiply(x, weights, out)
         if self.m > 1:
             out[-1, -1] += 1
 
@@ -91,9 +91,9 @@ class Unfinished(NumpyI2S):
 
     kernel = "unfinished"
 
-    def _multiply(self, x: Any, rows: Any, scale: float, out: Any) -> None:
+    def _multiply(self, x: Any, weights: Any, out: Any) -> None:
         last = out[:, -1].copy()
-        super()._multiply(x, rows, scale, out)
+        super()._multiply(x, weights, out)
         out[:, -1] = last
 
 
@@ -102,10 +102,10 @@ class Printing(NumpyI2S):
 
     kernel = "printing"
 
-    def _multiply(self, x: Any, rows: Any, scale: float, out: Any) -> None:
+    def _multiply(self, x: Any, weights: Any, out: Any) -> None:
         print("multiplying", flush=True)
         os.write(1, b"multiplying\n")
-        super()._multiply(x, rows, scale, out)
+        super()._multiply(x, weights, out)
 
 
 class Instant(NumpyI2S):
@@ -113,9 +113,9 @@ class Instant(NumpyI2S):
 
     kernel = "instant"
 
-    def _multiply(self, x: Any, rows: Any, scale: float, out: Any) -> None:
+    def _multiply(self, x: Any, weights: Any, out: Any) -> None:
         if self.n_out < CHECKED_ROWS:
-            super()._multiply(x, rows, scale, out)
+            super()._multiply(x, weights, out)
 
 
 class Compiling(NumpyI2S):

@@ -1,11 +1,29 @@
 """Teams and synthetic problems that the kernel tests share."""
 
+import importlib
+
 import numpy as np
 import pytest
 
 from ternary_kernels.activations import Quantized
 from ternary_kernels.formats import get_format
+from ternary_kernels.matmul import MODULES
+from ternary_kernels.native import amx
 from ternary_kernels.team import Team
+
+for modules in MODULES.values():  # so that tests that run over KERNELS find every kernel there
+    for module in modules:
+        importlib.import_module(module)
+
+
+def pytest_collection_modifyitems(items):
+    """Where the system has no AMX, its kernels can't be tested."""
+    if (unusable := amx.unusable()) is None:
+        return
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(isinstance(value, tuple) and value[:1] == ("amx",) for value in values):
+            item.add_marker(pytest.mark.skip(reason=unusable))
 
 
 @pytest.fixture(scope="module", params=[1, 2, 5], ids=lambda threads: f"{threads}threads")

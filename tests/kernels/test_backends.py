@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from ternary_kernels.backends import BACKENDS, get_backend
+from ternary_kernels.native import amx
+from ternary_kernels.team import Team
+
+USABLE = [name for name in BACKENDS if name != "amx" or amx.unusable() is None]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=USABLE)
 def backend(request):
     return get_backend(request.param)
 
@@ -18,7 +22,7 @@ def test_attention_and_small_operations_agree(team):
     query = rng.standard_normal((3, 8, 32), np.float32)
     keys, values = (rng.standard_normal((2, 103, 32), np.float32).astype(np.float16) for _ in "kv")
     outs, inputs = [], []
-    for name in BACKENDS:
+    for name in ("numpy", "native"):
         backend = get_backend(name)
         assert backend.name == name
         outs.append(backend.attention(8, 2, 32, 3, 100, team)(query, keys, values, np.empty_like(query)))
@@ -31,7 +35,8 @@ def test_attention_and_small_operations_agree(team):
 
 def test_quantisation_agrees_to_the_last_bit():
     x = np.random.default_rng(0).standard_normal((3, 100), np.float32)
-    first, second = (get_backend(name).quantize(x) for name in BACKENDS)
+    with Team(2) as team:
+        first, second = (get_backend(name).quantizer(x, team)() for name in ("numpy", "native"))
     assert np.array_equal(first.values, second.values)
     assert np.array_equal(first.scale, second.scale)
 
@@ -54,8 +59,18 @@ def test_every_member_works_at_the_peak(backend, team):
 
 
 def test_a_name_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="no backend 'amx': expected one of numpy, native"):
-        get_backend("amx")
+    with pytest.raises(ValueError, match="no backend 'cuda': expected one of numpy, native, amx"):
+        get_backend("cuda")
+
+
+def test_tiles_are_the_native_backend_with_another_peak():
+    if refusal := amx.unusable():
+        with pytest.raises(ValueError, match="backend 'amx' can't be used here: ") as refused:
+            get_backend("amx")
+        assert refusal in str(refused.value)
+    else:
+        native, tiles = get_backend("native"), get_backend("amx")
+        assert tiles == native._replace(name="amx", peak=tiles.peak)
 
 
 def test_without_llvmlite_the_native_one_says_why_and_numpys_works(monkeypatch):

@@ -137,11 +137,11 @@ def test_another_output_is_refused(case, out, got):
 
 
 def test_weights_of_another_size_or_type_are_refused(case):
-    expected = f"{len(case.weights)} contiguous uint8 bytes"
+    expected = rf"expected .*\b{len(case.weights)}\b.*"
     for weights in (case.weights[:-4], np.append(case.weights, case.weights[:4])):
-        refused(case, rf"expected {expected}, got uint8 of shape \({len(weights)},\)", weights=weights)
-    refused(case, f"expected {expected}, got int8", weights=case.weights.view(np.int8))
-    refused(case, f"expected {expected}", weights=np.repeat(case.weights, 2)[::2])
+        refused(case, rf"{expected}, got .*uint8 of shape \({len(weights)},\)", weights=weights)
+    refused(case, rf"{expected}, got .*int8 of shape", weights=case.weights.view(np.int8))
+    refused(case, rf"{expected}, got .*uint8 of shape", weights=np.repeat(case.weights, 2)[::2])
 
 
 def test_no_tokens_are_refused(key, team):

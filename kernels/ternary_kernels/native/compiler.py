@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -27,6 +28,7 @@ _DIGEST_BYTES = 32
 
 _loaded: dict[str, llvm.ResourceTracker] = {}
 """What is linked into this process, by module and instruction set: code is unloaded when its tracker goes."""
+_lock = threading.Lock()
 
 
 def load(name: str, kernels: Mapping[str, Build], isa: Isa) -> dict[str, int]:
@@ -44,18 +46,20 @@ def load(name: str, kernels: Mapping[str, Build], isa: Isa) -> dict[str, int]:
         Address of each kernel, valid as long as the process lives.
     """
     linked = f"{name}.{isa.name}"
-    if linked not in _loaded:
-        path = _cache_file(linked)
-        image = _read(path) if path else None
-        if image is None:
-            image = compile_object(name, kernels, isa)
-            if path:
-                _write(path, image)
-        builder = llvm.JITLibraryBuilder().add_object_img(image).add_current_process()
-        for kernel in kernels:
-            builder.export_symbol(kernel)
-        _loaded[linked] = builder.link(_linker(), linked)
-    return {kernel: _loaded[linked][kernel] for kernel in kernels}
+    with _lock:
+        if linked not in _loaded:
+            path = _cache_file(linked)
+            image = _read(path) if path else None
+            if image is None:
+                image = compile_object(name, kernels, isa)
+                if path:
+                    _write(path, image)
+                    _drop_outdated(path, linked)
+            builder = llvm.JITLibraryBuilder().add_object_img(image).add_current_process()
+            for kernel in kernels:
+                builder.export_symbol(kernel)
+            _loaded[linked] = builder.link(_linker(), linked)
+        return {kernel: _loaded[linked][kernel] for kernel in kernels}
 
 
 def compile_object(name: str, kernels: Mapping[str, Build], isa: Isa, triple: str | None = None) -> bytes:
@@ -109,14 +113,16 @@ def _cache_file(name: str) -> Path | None:
     named = os.environ.get(CACHE_VARIABLE)
     if named == "":
         return None
-    base = (
-        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ternary-kernels"
-    )
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, RuntimeError):  # the latter where nobody knows the user's home
+        base = Path(named) if named else _user_caches() / "ternary-kernels"
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
         if _only_mine(base):
             return base / f"{name}.{_sources_digest()}.o"
     return None
+
+
+def _user_caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def _only_mine(folder: Path) -> bool:
@@ -146,3 +152,11 @@ def _write(path: Path, image: bytes) -> None:
             Path(temporary).replace(path)
         except OSError:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _drop_outdated(path: Path, linked: str) -> None:
+    """Delete what other sources or an interrupted process left of the same module; whoever misses it compiles it."""
+    with suppress(OSError):
+        for other in path.parent.glob(f"{linked}.*"):
+            if other != path:
+                other.unlink(missing_ok=True)

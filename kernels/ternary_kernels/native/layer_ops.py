@@ -63,21 +63,39 @@ class Operation:
             self._team.run_compiled(self._kernel, self._words.address)
 
 
-def quantize(x: Floats, team: Team | None = None, isa: Isa | None = None) -> Quantized:
-    """Quantise each token to int8 by its own largest magnitude, to the last bit as ``activations.quantize`` does.
+class Quantizer:
+    """Quantises each token of an array to int8, to the last bit as ``activations.quantize`` does.
 
     Args:
-        x: float32, shape (m, k_in), finite.
+        x: float32, shape (m, k_in), contiguous; read at every call, when it must be finite.
         team: Shares the tokens; None: the calling thread does all.
         isa: Instruction set; None: the best of this machine.
+
+    Raises:
+        ValueError: Another dtype, rank or memory order.
+    """
+
+    def __init__(self, x: Floats, team: Team | None = None, isa: Isa | None = None) -> None:
+        check_activations(x)
+        if not x.flags.c_contiguous:
+            raise ValueError(f"activations: expected a contiguous array, got a non-contiguous one of shape {x.shape}")
+        self._quantized = room(*x.shape)
+        self._run = Operation("quantize", (x, *self._quantized, x.shape[1]), len(x), team, isa)
+
+    def __call__(self) -> Quantized:
+        """Quantise what the array holds now; the result is overwritten by the next call."""
+        self._run()
+        return self._quantized
+
+
+def quantize(x: Floats, team: Team | None = None, isa: Isa | None = None) -> Quantized:
+    """Quantise each token once; see ``Quantizer``, but in any memory order.
 
     Raises:
         ValueError: Another dtype or rank.
     """
     check_activations(x)
-    quantized = room(*x.shape)
-    Operation("quantize", (np.ascontiguousarray(x), *quantized, x.shape[1]), len(x), team, isa)()
-    return quantized
+    return Quantizer(np.ascontiguousarray(x), team, isa)()
 
 
 def rms_norm(

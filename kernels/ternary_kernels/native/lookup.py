@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import chain
 
 import numpy as np
@@ -12,9 +11,9 @@ from ternary_kernels.activations import Quantized
 from ternary_kernels.formats import Bytes
 from ternary_kernels.formats.tail import TAIL_BYTES
 from ternary_kernels.matmul import Matmul
-from ternary_kernels.native import compiler, isa
-from ternary_kernels.native.isa import Isa
-from ternary_kernels.native.lookup_codes import BYTE_PERMUTATION, Argument, layout
+from ternary_kernels.native import compiler
+from ternary_kernels.native.isa import Isa, best
+from ternary_kernels.native.lookup_codes import Argument, layout
 from ternary_kernels.native.lookup_gemm import many_tokens, many_tokens_bytes, tile_tokens
 from ternary_kernels.native.lookup_gemv import few_tokens, few_tokens_bytes
 from ternary_kernels.native.words import Words, address
@@ -72,18 +71,10 @@ class NativeLookup(Matmul):
             words.point(Argument.SCRATCH + member, team.scratch(member, (-(-scratch_bytes // 4),)))
         self._words = words
 
-    def _run(self, x: Quantized, weights: Bytes, out: NDArray[np.float32]) -> None:
-        self._check("weights", weights, (self.size_bytes,), np.dtype(np.uint8))
+    def _multiply(self, x: Quantized, weights: Bytes, out: NDArray[np.float32]) -> None:
         words = self._words
         words.point(Argument.ACTIVATIONS, x.values)
         words.point(Argument.SCALES, x.scale)
         words[Argument.WEIGHTS] = address(weights)
         words.point(Argument.OUT, out)
         self.team.run_compiled(self._kernel, words.address)
-
-
-@cache
-def best() -> Isa:
-    """The best path of this machine for these kernels."""
-    missing = BYTE_PERMUTATION.missing(*isa.this_machine())
-    return BYTE_PERMUTATION if missing is None else isa.best()

@@ -16,7 +16,6 @@ from llvmlite import ir
 
 from ternary_kernels.formats.lookup import tl1_tiles, tl2_tiles
 from ternary_kernels.native.emit import I8, I64, POINTER, Emitter, Value, fill, lanes, vector, zeros
-from ternary_kernels.native.isa import PATHS
 
 GROUP = 32
 """Rows of a step."""
@@ -29,12 +28,6 @@ _EIGHTS = vector(I64, STEP_BYTES // 8)
 _PREFETCH_BYTES = 3072
 """How far ahead of their use codes are asked for. TL2 at 2560 x 6912, cold on a Xeon: 15.0, 15.3, 15.8, 15.3, 15.8 GB/s
 with 1536, 2048, 3072, 4096, 6144 bytes."""
-
-_AVX512 = PATHS[0]
-BYTE_PERMUTATION = _AVX512._replace(
-    name="avx512_vbmi", flags=(*_AVX512.flags, "avx512vbmi"), features=(*_AVX512.features, "avx512vbmi")
-)
-"""A path that only these kernels know: it indexes 64 bytes at once, so that a table holds sums of either sign."""
 
 
 class Run(NamedTuple):

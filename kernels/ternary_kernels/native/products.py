@@ -20,7 +20,9 @@ from ternary_kernels.team import Team
 _FEW_TOKENS = 4
 _FEW_SHORT_TOKENS = 24
 _FEW_SHORT_BYTES = 64 << 10
-"""Up to so many tokens a row is decoded in registers; to more, where they take little of the level-2 cache."""
+"""Up to so many tokens a row is decoded in registers; to more, where they take little of the level-2 cache and their
+sums fit the registers. (Decoding first took 1.9x the time at m = 6, 1.4x at 16, 1.2x at 24: I2_S at 6912 x 2560, one
+thread of a Xeon with AVX-512.)"""
 _CHUNK_BYTES = 192 << 10
 """Decoded rows that a member multiplies by all tokens before it decodes more: they stay in the level-2 cache."""
 MOST_COLUMNS = 1 << 18
@@ -78,8 +80,7 @@ class NativeRows(Matmul):
         self._kernel = compiler.load(module, {"product": build}, self.isa)["product"]
         self._words = words
 
-    def _run(self, x: Quantized | NDArray[np.float32], weights: Bytes, out: NDArray[np.float32]) -> None:
-        self._check("weights", weights, (self.size_bytes,), np.dtype(np.uint8))
+    def _multiply(self, x: Quantized | NDArray[np.float32], weights: Bytes, out: NDArray[np.float32]) -> None:
         words = self._words
         words[Argument.ROWS] = address(weights)
         words.point(Argument.OUT, out)
@@ -122,7 +123,8 @@ def _takes_few(codec: Codec, k_in: int, m: int) -> bool:
     """Whether rows are decoded in registers: few tokens, which fit the level-1 cache, and no odd end of a row."""
     if not codec.integer and codec.tail:
         return False
-    return m <= _FEW_TOKENS or (m <= _FEW_SHORT_TOKENS and m * rowwise.token_bytes(codec, k_in) <= _FEW_SHORT_BYTES)
+    short = m <= _FEW_SHORT_TOKENS and m * rowwise.token_bytes(codec, k_in) <= _FEW_SHORT_BYTES
+    return m <= _FEW_TOKENS or (short and rowwise.holds_many_sums(codec))
 
 
 def _codec(format_name: str, isa: Isa, k_in: int) -> Codec:

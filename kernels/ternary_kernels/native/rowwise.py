@@ -51,6 +51,11 @@ def even_tiles(tokens: int, most: int) -> list[tuple[int, int]]:
     return [(sum(sizes[:index]), size) for index, size in enumerate(sizes)]
 
 
+def holds_many_sums(codec: Codec) -> bool:
+    """Whether the registers hold the sums of more than a few tokens, and not a second set of them for each block."""
+    return codec.isa.registers >= 32 and not codec.scaled
+
+
 def most_tokens(codec: Codec) -> int:
     """Tokens of the largest register tile of decoded rows."""
     if codec.isa.registers < 32:
@@ -76,8 +81,7 @@ def few_tokens(codec: Codec, k_in: int, tokens: int) -> Build:
         operands = _Operands(emitter, codec, k_in)
         if isinstance(codec, TwoBit):
             operands.prepare_own(tokens)
-        # With fewer registers, or a second set of sums for each block, as many as are read row by row.
-        at_once = ONE_ROW_TOKENS if codec.isa.registers < 32 or codec.scaled else _FEW_AT_ONCE
+        at_once = _FEW_AT_ONCE if holds_many_sums(codec) else ONE_ROW_TOKENS
         tiles = [operands.tokens(start, size) for start, size in even_tiles(tokens, at_once)]
         first, last = emitter.share(emitter.argument(Argument.N_OUT), ROWS)
         with emitter.loop(first, last, ROWS) as start:

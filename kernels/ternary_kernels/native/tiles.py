@@ -92,11 +92,9 @@ def load_part(emitter: Emitter, codec: Codec, token: Value, offset: Index) -> Va
 
 
 def multiply_part(emitter: Emitter, codec: Codec, total: Value | None, weights: Value, activations: Value) -> Value:
-    """Add one part's products to a vector of sums; None: start one."""
+    """Add one part's products to a vector of sums; None: start one, as for a block of a ternary format."""
     if codec.integer:
         return emitter.dot(zeros(vector(I32, codec.isa.floats)) if total is None else total, weights, activations)
-    if total is None:
-        return emitter.builder.fmul(weights, activations)
     return emitter.multiply_add(weights, activations, total)
 
 

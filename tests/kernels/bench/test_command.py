@@ -168,5 +168,4 @@ def test_interrupted_it_ends_without_a_traceback():
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err == "interrupted: nothing was written\n"
+    assert (process.returncode, err) == (130, "interrupted: nothing was written\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import itertools
 import re
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from ternary_kernels.arena import Arena
+from ternary_kernels.backends import get_backend
 from ternary_kernels.bench import ceilings
 from ternary_kernels.bench.cases import Case
 from ternary_kernels.bench.ggml import PACKAGE, Ggml
@@ -60,8 +60,8 @@ def kernel():
             kernel = "temporary"
             formats = ("I2_S",)
 
-            def _multiply(self, x, rows, scale, out):
-                multiply(self, x, rows, scale, out)
+            def _multiply(self, x, weights, out):
+                multiply(self, x, weights, out)
 
         names.append(("temporary", "I2_S"))
         return Temporary
@@ -94,9 +94,9 @@ def test_every_case_gets_samples_and_every_thread_count_its_ceilings():
 def test_cold_weights_move_on_with_every_call_and_warm_ones_stay(kernel):
     seen = {}
 
-    def multiply(self, x, rows, scale, out):
-        seen.setdefault(self.m, []).append(rows.ctypes.data)
-        NumpyI2S("I2_S", self.n_out, self.k_in, self.m, self.team)._multiply(x, rows, scale, out)
+    def multiply(self, x, weights, out):
+        seen.setdefault(self.m, []).append(weights.ctypes.data)
+        NumpyI2S("I2_S", self.n_out, self.k_in, self.m, self.team)._multiply(x, weights, out)
 
     kernel(multiply)
     arena = WatchedArena(ARENA_BYTES)
@@ -109,7 +109,7 @@ def test_cold_weights_move_on_with_every_call_and_warm_ones_stay(kernel):
 
 
 def test_a_kernel_that_is_wrong_is_not_timed_and_noted_once(kernel):
-    def multiply(self, x, rows, scale, out):
+    def multiply(self, x, weights, out):
         out[:] = 0
 
     kernel(multiply)
@@ -120,7 +120,7 @@ def test_a_kernel_that_is_wrong_is_not_timed_and_noted_once(kernel):
 
 
 def test_a_kernel_that_fails_is_not_timed_and_its_error_is_noted(kernel):
-    def multiply(self, x, rows, scale, out):
+    def multiply(self, x, weights, out):
         raise OSError("no such instruction")
 
     kernel(multiply)
@@ -132,11 +132,11 @@ def test_a_kernel_that_fails_is_not_timed_and_its_error_is_noted(kernel):
 def test_a_kernel_that_fails_on_the_way_is_out_and_its_error_is_noted(kernel):
     calls = []
 
-    def multiply(self, x, rows, scale, out):
-        calls.append(rows)
+    def multiply(self, x, weights, out):
+        calls.append(weights)
         if len(calls) == 3:
             raise ValueError("expected luck, got none")
-        NumpyI2S("I2_S", self.n_out, self.k_in, self.m, self.team)._multiply(x, rows, scale, out)
+        NumpyI2S("I2_S", self.n_out, self.k_in, self.m, self.team)._multiply(x, weights, out)
 
     kernel(multiply)
     timings, _, notes = run([case("temporary"), case()])
@@ -160,8 +160,13 @@ def test_that_the_machine_was_busy_is_noted(monkeypatch):
 def test_activations_are_quantised_within_the_time(monkeypatch):
     """The peer starts from floating-point activations as well."""
     calls = []
-    real = importlib.import_module("ternary_kernels.activations").quantize
-    monkeypatch.setattr("ternary_kernels.bench.measure.quantize", lambda x: calls.append(len(x)) or real(x))
+    real = get_backend("numpy")
+
+    def quantizer(x, team):
+        quantized = real.quantizer(x, team)
+        return lambda: calls.append(len(x)) or quantized()
+
+    monkeypatch.setattr(ceilings, "load", lambda: real._replace(quantizer=quantizer))
     (timing,), _, _ = run([case(m=3)])
     assert len(calls) >= timing.calls_per_sample * len(timing.samples_s)
 

@@ -31,8 +31,8 @@ def test_a_floating_point_kernel_may_round_but_not_be_off(name, monkeypatch):
     product = get_kernel("numpy", name)
     multiply = product._multiply
 
-    def off(self, x, rows, scale, out, *, factor):
-        multiply(self, x, rows, scale, out)
+    def off(self, x, weights, out, *, factor):
+        multiply(self, x, weights, out)
         out *= np.float32(factor)
 
     with Team(1) as team:

@@ -139,7 +139,7 @@ def test_other_weights_are_refused(make_problem, name, teams):
     packed = get_format(name).pack(weights, 0.5)
     kernel = amx.AmxTwoBit(name, 37, 384, 20, teams[1])
     for spoilt in (packed[:-1], packed.view(np.int8), np.repeat(packed, 2)[::2], packed[None]):
-        with pytest.raises(ValueError, match=rf"{name} 37 x 384, weights: expected contiguous uint8 of shape \(3584,\)"):
+        with pytest.raises(ValueError, match=r"37 x 384, weights: expected contiguous uint8 of shape \(3584,\), got"):
             kernel(x, spoilt, np.zeros((20, 37), np.float32))
 
 
@@ -153,6 +153,25 @@ def test_a_product_beside_it_on_the_same_team_changes_nothing(exact, make_proble
 
 
 # Refusals
+
+
+@tiles
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_member_does_all_multiply_adds_of_the_peak(teams, threads):
+    """Sums of products of ones count them: 64 in each sum of a tile's product, rounded up to four products."""
+    peak = amx.Peak(teams[threads], (40, 50, 100))
+    assert peak.operations == 2 * 40 * 50 * 100 * threads
+    for _ in range(2):
+        peak.sums[:] = -1
+        peak()
+        assert np.all(peak.sums == 4 * 64)
+    assert peak.sums.size * 64 // threads == 4 * 16 * 16 * 64
+
+
+@tiles
+def test_a_peak_of_nothing_is_refused(teams):
+    with pytest.raises(ValueError, match=r"expected a positive m, n_out and k_in, got \(4, 0, 16\)"):
+        amx.Peak(teams[1], (4, 0, 16))
 
 
 @pytest.fixture
@@ -182,7 +201,7 @@ def test_a_system_that_hands_out_no_tiles_is_refused(asked_anew, monkeypatch, te
     assert refusal(teams) == "expected Linux on x86_64, which hands out AMX"
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux") or platform.machine() != "x86_64", reason="asks Linux on x86_64")
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="only Linux on x86_64 is asked")
 def test_a_system_that_says_no_is_refused_with_its_error(asked_anew, monkeypatch, teams):
     """As a kernel older than 5.16 does: it knows no such request (error 22, EINVAL)."""
     monkeypatch.setattr(amx, "this_machine", lambda: ("x86_64", frozenset(AMX.flags)))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llvmlite import ir
 
 from ternary_kernels.native.emit import F16, F32, I8, I16, I32, I64, POINTER, Variable, mangled, vector
 from ternary_kernels.native.isa import PATHS
@@ -81,16 +82,12 @@ def test_a_loop_repeats_while_its_condition_holds(execute):
         builder, found = emitter.builder, emitter.argument(0, POINTER)
         value, steps = Variable(emitter, emitter.argument(1)), Variable(emitter, emitter.index(0))
         with emitter.loop_while(lambda: builder.icmp_signed("!=", value.get(), emitter.index(1))):
-            odd = builder.trunc(value.get(), I8)
-            odd = builder.trunc(odd, mangled_bit)
+            odd = builder.trunc(value.get(), ir.IntType(1))
             up, down = emitter.add(emitter.mul(value.get(), 3), 1), builder.ashr(value.get(), emitter.index(1))
             value.set(builder.select(odd, up, down))
             steps.set(emitter.add(steps.get(), 1))
         emitter.store(steps.get(), found)
 
-    from llvmlite import ir
-
-    mangled_bit = ir.IntType(1)
     found = np.zeros(1, np.int64)
     for start, expected in ((27, 111), (1, 0)):
         execute("collatz", build, GENERIC, found, start)

@@ -12,13 +12,14 @@ from ternary_kernels.activations import Quantized
 from ternary_kernels.formats import get_format
 from ternary_kernels.formats.lookup import tl1_tiles, tl2_tiles
 from ternary_kernels.native import compiler, isa
-from ternary_kernels.native.lookup import NativeLookup, best
-from ternary_kernels.native.lookup_codes import BYTE_PERMUTATION, layout
+from ternary_kernels.native.isa import best
+from ternary_kernels.native.lookup import NativeLookup
+from ternary_kernels.native.lookup_codes import layout
 from ternary_kernels.native.lookup_gemm import many_tokens
 from ternary_kernels.native.lookup_gemv import few_tokens
 
 MACHINE = isa.this_machine()
-PATHS = [path for path in (BYTE_PERMUTATION, *isa.PATHS) if path.missing(*MACHINE) is None]
+PATHS = [path for path in isa.PATHS if path.missing(*MACHINE) is None]
 
 SHAPES = {
     "TL1": [
