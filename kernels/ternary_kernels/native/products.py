@@ -18,11 +18,9 @@ from ternary_kernels.native.words import Words, address, aligned
 from ternary_kernels.team import Team
 
 _FEW_TOKENS = 4
-_FEW_SHORT_TOKENS = 24
-_FEW_SHORT_BYTES = 64 << 10
-"""Up to so many tokens a row is decoded in registers; to more, where they take little of the level-2 cache and their
-sums fit the registers. (Decoding first took 1.9x the time at m = 6, 1.4x at 16, 1.2x at 24: I2_S at 6912 x 2560, one
-thread of a Xeon with AVX-512.)"""
+"""Up to so many tokens rows are multiplied as they are read, whatever they are."""
+_FEW_BYTES = 64 << 10
+"""Up to so many bytes of int8 activations the same for more tokens: they take little of the level-2 cache."""
 _CHUNK_BYTES = 192 << 10
 """Decoded rows that a member multiplies by all tokens before it decodes more: they stay in the level-2 cache."""
 MOST_COLUMNS = 1 << 18
@@ -65,7 +63,7 @@ class NativeRows(Matmul):
             for member, memory in enumerate(self._own):
                 words[Argument.SCRATCH + member] = address(memory)
         else:
-            tiles = [size for _, size in rowwise.even_tiles(m, rowwise.most_tokens(codec))]
+            tiles = rowwise.even_tiles(m, rowwise.most_tokens(codec))
             large, small = tiles[0], tiles[-1]
             words[Argument.LARGE_TILES] = tiles.count(large)
             words[Argument.SMALL_TILES] = tiles.count(small) if small < large else 0
@@ -120,11 +118,13 @@ class _Prepare:
 
 
 def _takes_few(codec: Codec, k_in: int, m: int) -> bool:
-    """Whether rows are decoded in registers: few tokens, which fit the level-1 cache, and no odd end of a row."""
+    """Whether rows are multiplied as they are read, and not decoded to memory first; odd ends of rows need that."""
     if not codec.integer and codec.tail:
         return False
-    short = m <= _FEW_SHORT_TOKENS and m * rowwise.token_bytes(codec, k_in) <= _FEW_SHORT_BYTES
-    return m <= _FEW_TOKENS or (short and rowwise.holds_many_sums(codec))
+    if m <= _FEW_TOKENS:
+        return True
+    fits = not codec.integer or m * rowwise.token_bytes(codec, k_in) <= _FEW_BYTES
+    return m <= codec.most_few and fits and rowwise.holds_many_sums(codec)
 
 
 def _codec(format_name: str, isa: Isa, k_in: int) -> Codec:

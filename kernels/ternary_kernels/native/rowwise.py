@@ -7,6 +7,7 @@ are decoded to the level-2 cache and multiplied by all tokens in register tiles:
 from __future__ import annotations
 
 from enum import IntEnum, auto
+from itertools import groupby
 
 from ternary_kernels.native import activations
 from ternary_kernels.native.codecs import Codec, Half, TwoBit, zero_sums
@@ -39,16 +40,36 @@ ROWS = 4
 
 ONE_ROW_TOKENS = 4
 """Up to so many tokens rows are read one by one."""
-_FEW_AT_ONCE = 12
-"""Tokens whose sums with two rows fit 32 registers, beside the decoded rows."""
 
 
-def even_tiles(tokens: int, most: int) -> list[tuple[int, int]]:
-    """Cut tokens into as few tiles as possible, as even as possible, larger ones first: (first token, size)."""
+def even_tiles(tokens: int, most: int) -> list[int]:
+    """Cut tokens into as few tiles as possible, as even as possible, larger ones first: their sizes."""
     tiles = -(-tokens // most)
     small, larger = divmod(tokens, tiles)
-    sizes = [small + 1] * larger + [small] * (tiles - larger)
-    return [(sum(sizes[:index]), size) for index, size in enumerate(sizes)]
+    return [small + 1] * larger + [small] * (tiles - larger)
+
+
+def runs(tiles: list[int]) -> list[tuple[int, int, int]]:
+    """Tiles one after the other as runs of the same size: (first token, token after the last, size)."""
+    found, token = [], 0
+    for size, alike in groupby(tiles):
+        end = token + size * len(list(alike))
+        found.append((token, end, size))
+        token = end
+    return found
+
+
+def few_tile(codec: Codec, tokens: int) -> tuple[int, int]:
+    """Rows that are decoded together, and tokens they are multiplied by at once.
+
+    Memory is read faster row by row. Where arithmetic counts, rows share a load of activations; float32 ones are four
+    times as long, and so come from the level-2 cache: four rows share them.
+    """
+    if tokens <= ONE_ROW_TOKENS:
+        return 1, tokens
+    if not holds_many_sums(codec):
+        return 2, ONE_ROW_TOKENS
+    return (2, 12) if codec.integer else (4, 6)
 
 
 def holds_many_sums(codec: Codec) -> bool:
@@ -81,24 +102,21 @@ def few_tokens(codec: Codec, k_in: int, tokens: int) -> Build:
         operands = _Operands(emitter, codec, k_in)
         if isinstance(codec, TwoBit):
             operands.prepare_own(tokens)
-        at_once = _FEW_AT_ONCE if holds_many_sums(codec) else ONE_ROW_TOKENS
-        tiles = [operands.tokens(start, size) for start, size in even_tiles(tokens, at_once)]
+        together, at_once = few_tile(codec, tokens)
         first, last = emitter.share(emitter.argument(Argument.N_OUT), ROWS)
         with emitter.loop(first, last, ROWS) as start:
             pointers = []
             for index in range(ROWS):
                 row = emitter.minimum(emitter.add(start, index), emitter.add(last, -1))
                 pointers.append(emitter.at(rows, emitter.mul(row, row_bytes)))
-            # Memory is read faster row by row; where arithmetic counts, two rows share a load of activations.
-            together = 2 if tokens > ONE_ROW_TOKENS else 1
-            token = 0
-            for tile in tiles:
-                sums: list[list[Value]] = []
-                for index in range(0, ROWS, together):
-                    sums += multiply(emitter, codec, pointers[index : index + together], tile)
-                for of_token in zip(*sums, strict=True):
-                    operands.store(start, last, emitter.index(token), list(of_token))
-                    token += 1
+            for begin, end, size in runs(even_tiles(tokens, at_once)):
+                with emitter.loop(begin, end, size) as first_token:
+                    tile = operands.tokens(first_token, size)
+                    sums: list[list[Value]] = []
+                    for index in range(0, ROWS, together):
+                        sums += multiply(emitter, codec, pointers[index : index + together], tile)
+                    for index, of_token in enumerate(zip(*sums, strict=True)):
+                        operands.store(start, last, emitter.add(first_token, index), list(of_token))
 
     return build
 
