@@ -11,13 +11,12 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
 from llvmlite import ir
-from numpy.typing import NDArray
 
 from ternary_kernels.native import compiler
 from ternary_kernels.native.emit import I32, I64, POINTER, Emitter, Value, Variable
 from ternary_kernels.native.isa import PATHS
+from ternary_kernels.native.words import aligned
 
 _WORDS = 8  # of a cache line: what one thread writes shares no line with what another does
 _GENERATION = 0
@@ -49,15 +48,25 @@ class Crew:
     def __init__(self, members: int, wake: Callable[[int], None]) -> None:
         self._members = members
         self._wake = wake
-        self._state = np.zeros(_MEMBER + (members + 1) * _WORDS, np.int64)
-        aligned = -self._state.ctypes.data % 64 // 8
-        self._words: NDArray[np.int64] = self._state[aligned:]
-        self._address = self._words.ctypes.data
+        words = _MEMBER + members * _WORDS
+        memory = aligned(8 * words)
+        memory[:] = 0
+        # Not an array of numpy's, which takes three times as long to set two words of.
+        self._words = (ctypes.c_int64 * words).from_buffer(memory.data)
+        self._address = ctypes.addressof(self._words)
         self._serve, self._dispatch, self._finish, self._release = _functions()
+        self._entries: dict[int, Entry] = {}
 
     def run(self, kernel: int, arguments: int) -> None:
         """Call the kernel at an address with the arguments at another on all members, and return when all are done."""
-        self._words[_TASK : _TASK + 2] = kernel, arguments
+        if self._members == 1:
+            entry = self._entries.get(kernel)
+            if entry is None:
+                entry = self._entries[kernel] = callable_at(kernel)
+            entry(arguments, 0, 1)
+            return
+        self._words[_TASK] = kernel
+        self._words[_TASK + 1] = arguments
         self._dispatch(self._address, 0, self._members)
         if self._words[_PARKED]:
             for member in range(1, self._members):
