@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -12,6 +13,7 @@ from autotune.records import Model
 from ternary_kernels.activations import Quantized, quantize
 from ternary_kernels.arena import Arena
 from ternary_kernels.backends import get_backend
+from ternary_kernels.layer_ops import Workspace
 from ternary_kernels.matmul import get_kernel
 from ternary_kernels.team import Team
 
@@ -34,6 +36,9 @@ class Subjects:
         self._inputs = np.empty(0, np.float32)
         self._quantized: dict[tuple[int, int], Quantized] = {}
         self._outputs = np.empty(0, np.float32)
+        self._results: dict[tuple[int, ...], NDArray[np.float32]] = {}
+        self._workspace: Workspace | None = None
+        self._workspace_tokens = 0
 
     def build(self, task: Task) -> Call:
         """The call that runs a task's operation once.
@@ -70,17 +75,12 @@ class Subjects:
 
     def _small_ops(self, task: Task) -> Call:
         assert self._model is not None
-        model, geometry, point = self._model, self._model.attention, task.point
-        return get_backend(point.kernel).small_ops(
-            model.hidden_size,
-            model.intermediate_size,
-            geometry.heads,
-            geometry.kv_heads,
-            geometry.head_dim,
-            model.activation,
-            point.m,
-            self._teams[point.threads],
-        )
+        model, geometry, m = self._model, self._model.attention, task.point.m
+        sizes = model.hidden_size, model.intermediate_size, geometry.heads, geometry.kv_heads, geometry.head_dim
+        if m > self._workspace_tokens:
+            self._workspace, self._workspace_tokens = Workspace(*sizes, m), m
+        team = self._teams[task.point.threads]
+        return get_backend(task.point.kernel).small_ops(*sizes, model.activation, m, team, self._workspace)
 
     def _attention(self, task: Task) -> Call:
         assert self._model is not None
@@ -126,8 +126,15 @@ class Subjects:
         return self._quantized[key]
 
     def _output(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Room for a result, out of one buffer that all subjects overwrite."""
-        size = int(np.prod(shape))
-        if size > self._outputs.size:
-            self._outputs = np.empty(size, np.float32)
-        return self._outputs[:size].reshape(shape)
+        """Room for a result, out of one buffer that all subjects overwrite; the same array for the same shape.
+
+        Kernels that are called with an array they know needn't look at it again, as in a runtime whose buffers stay.
+        """
+        held = self._results.get(shape)
+        if held is None:
+            size = math.prod(shape)
+            if size > self._outputs.size:
+                self._outputs = np.empty(size, np.float32)
+                self._results.clear()
+            held = self._results[shape] = self._outputs[:size].reshape(shape)
+        return held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -144,13 +145,55 @@ def gate(gated: Floats, up: Floats, activation: Activation) -> Floats:
     return active * up
 
 
+class Workspace:
+    """What the small operations of a layer of some geometry work on, for any number of tokens up to a largest.
+
+    The inputs are random and drawn once: what is timed depends on the shapes alone.
+
+    Args:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the gate.
+        heads: Query heads.
+        kv_heads: Key heads.
+        head_dim: Elements per head, even.
+        m: Most tokens.
+    """
+
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, heads: int, kv_heads: int, head_dim: int, m: int
+    ) -> None:
+        rng = np.random.default_rng(0)
+        angles = rng.random((m, head_dim // 2), np.float32)
+        self.cos, self.sin = np.cos(angles), np.sin(angles)
+        self.stream = rng.standard_normal((m, hidden_size), np.float32)
+        self.query = rng.standard_normal((m, heads, head_dim), np.float32)
+        self.key = rng.standard_normal((m, kv_heads, head_dim), np.float32)
+        self.gated = rng.standard_normal((m, intermediate_size), np.float32)
+        self.rotated_query, self.rotated_key = np.empty_like(self.query), np.empty_like(self.key)
+        # Added to the stream, it leaves that as it is, call after call.
+        self.residual = np.zeros_like(self.stream)
+        widths = hidden_size, heads * head_dim, intermediate_size
+        self.norms = [np.ones(width, np.float32) for width in widths]
+        self.inputs = Inputs(*(room(m, width) for width in (hidden_size, heads * head_dim, hidden_size, widths[2])))
+
+    def first(self, m: int) -> Workspace:
+        """The same memory, of the first m tokens."""
+        if m > len(self.stream):
+            raise ValueError(f"workspace: expected at most {len(self.stream)} tokens, got {m}")
+        part = copy(self)
+        of_tokens = "cos", "sin", "stream", "residual", "query", "key", "rotated_query", "rotated_key", "gated"
+        for name in of_tokens:
+            setattr(part, name, getattr(self, name)[:m])
+        part.inputs = Inputs(*(Quantized(values[:m], scale[:m]) for values, scale in self.inputs))
+        return part
+
+
 class SmallOps:
     """All of a layer but its products and attention, on m tokens, in the order a layer runs them.
 
     Norm and quantisation for q, k, v; rotation of q and k; norm and quantisation for o; residual; norm and
-    quantisation for gate and up; the gate; norm and quantisation for down; residual. The inputs are random and
-    drawn once: what is timed depends on the shapes alone. One token runs on the calling thread: handing it to a team
-    would cost more than it does.
+    quantisation for gate and up; the gate; norm and quantisation for down; residual. One token runs on the calling
+    thread: handing it to a team would cost more than it does.
 
     Args:
         hidden_size: Width of the residual stream.
@@ -161,6 +204,7 @@ class SmallOps:
         activation: The gate's function.
         m: Tokens.
         team: Shares the tokens if there are several; None: the calling thread does all.
+        workspace: Memory to share with others of the same geometry; None: its own.
     """
 
     def __init__(
@@ -173,49 +217,42 @@ class SmallOps:
         activation: Activation,
         m: int,
         team: Team | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         self._activation = activation
         self._team = team if m > 1 else None
-        rng = np.random.default_rng(0)
-        angles = rng.random((m, head_dim // 2), np.float32)
-        self._cos, self._sin = np.cos(angles), np.sin(angles)
-        self._stream = rng.standard_normal((m, hidden_size), np.float32)
-        self._query = rng.standard_normal((m, heads, head_dim), np.float32)
-        self._key = rng.standard_normal((m, kv_heads, head_dim), np.float32)
-        self._gated = rng.standard_normal((m, intermediate_size), np.float32)
-        widths = hidden_size, heads * head_dim, intermediate_size
-        self._norms = [np.ones(width, np.float32) for width in widths]
-        self._inputs = Inputs(*(room(m, width) for width in (hidden_size, heads * head_dim, hidden_size, widths[2])))
+        own = workspace or Workspace(hidden_size, intermediate_size, heads, kv_heads, head_dim, m)
+        self._memory = own.first(m)
 
     def __call__(self) -> Inputs:
         """Run them; returns what the layer's products would take, which the next call overwrites."""
-        m = len(self._stream)
+        m = len(self._memory.stream)
         team = self._team
         if team is None:
             self._run(0, m)
         else:
             team.run(lambda member: self._run(*share(m, team.threads, member)))
-        return self._inputs
+        return self._memory.inputs
 
     def _run(self, first: int, last: int) -> None:
         """Those of tokens ``[first, last)``."""
         if first == last:
             return
-        mine = slice(first, last)
-        stream_norm, attention_norm, gate_norm = self._norms
-        stream, cos, sin = self._stream[mine], self._cos[mine], self._sin[mine]
+        mine, memory = slice(first, last), self._memory
+        stream_norm, attention_norm, gate_norm = memory.norms
+        stream, cos, sin = memory.stream[mine], memory.cos[mine], memory.sin[mine]
 
         def put(target: Quantized, normed: Floats) -> None:
             target.values[mine], target.scale[mine] = quantize(normed)
 
-        put(self._inputs.attention, rms_norm(stream, stream_norm))
-        rotated = rotate(self._query[mine], cos, sin)
-        rotate(self._key[mine], cos, sin)
-        put(self._inputs.output, rms_norm(rotated.reshape(len(rotated), -1), attention_norm))
+        put(memory.inputs.attention, rms_norm(stream, stream_norm))
+        rotated = rotate(memory.query[mine], cos, sin)
+        rotate(memory.key[mine], cos, sin)
+        put(memory.inputs.output, rms_norm(rotated.reshape(len(rotated), -1), attention_norm))
         total = stream + stream
-        put(self._inputs.gate, rms_norm(total, stream_norm))
-        gated = gate(self._gated[mine], self._gated[mine], self._activation)
-        put(self._inputs.down, rms_norm(gated, gate_norm))
+        put(memory.inputs.gate, rms_norm(total, stream_norm))
+        gated = gate(memory.gated[mine], memory.gated[mine], self._activation)
+        put(memory.inputs.down, rms_norm(gated, gate_norm))
         total += stream
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_kernels.activations import Quantized, check_activations
-from ternary_kernels.layer_ops import EPSILON, Activation, Floats, Inputs, SmallOps, room
+from ternary_kernels.layer_ops import EPSILON, Activation, Floats, Inputs, SmallOps, Workspace, room
 from ternary_kernels.native import compiler
 from ternary_kernels.native import isa as paths
 from ternary_kernels.native.crew import callable_at
@@ -213,6 +213,7 @@ class NativeSmallOps(SmallOps):
         activation: The gate's function.
         m: Tokens.
         team: Shares the tokens if there are several; None: the calling thread does all.
+        workspace: Memory to share with others of the same geometry; None: its own.
         isa: Instruction set; None: the best of this machine.
     """
 
@@ -226,27 +227,26 @@ class NativeSmallOps(SmallOps):
         activation: Activation,
         m: int,
         team: Team | None = None,
+        workspace: Workspace | None = None,
         isa: Isa | None = None,
     ) -> None:
-        super().__init__(hidden_size, intermediate_size, heads, kv_heads, head_dim, activation, m, team)
-        stream_norm, attention_norm, gate_norm = self._norms
-        rotated, rotated_key = np.empty_like(self._query), np.empty_like(self._key)
-        # A residual of zeros leaves the stream as it is, call after call.
-        nothing = np.zeros_like(self._stream)
+        super().__init__(hidden_size, intermediate_size, heads, kv_heads, head_dim, activation, m, team, workspace)
+        memory, inputs = self._memory, self._memory.inputs
+        stream_norm, attention_norm, gate_norm = memory.norms
 
         def into(quantized: Quantized, norm: Floats) -> tuple[Operand, ...]:
             return norm, EPSILON, *quantized, len(norm)
 
-        angles = self._cos, self._sin
+        angles = memory.cos, memory.sin
         named: tuple[tuple[str, tuple[Operand, ...]], ...] = (
-            ("add_norm_quantize", (self._stream, nothing, *into(self._inputs.attention, stream_norm))),
-            ("rotate", (self._query, *angles, rotated, heads, head_dim // 2)),
-            ("rotate", (self._key, *angles, rotated_key, kv_heads, head_dim // 2)),
-            ("norm_quantize", (rotated, *into(self._inputs.output, attention_norm))),
-            ("add_norm_quantize", (self._stream, nothing, *into(self._inputs.gate, stream_norm))),
+            ("add_norm_quantize", (memory.stream, memory.residual, *into(inputs.attention, stream_norm))),
+            ("rotate", (memory.query, *angles, memory.rotated_query, heads, head_dim // 2)),
+            ("rotate", (memory.key, *angles, memory.rotated_key, kv_heads, head_dim // 2)),
+            ("norm_quantize", (memory.rotated_query, *into(inputs.output, attention_norm))),
+            ("add_norm_quantize", (memory.stream, memory.residual, *into(inputs.gate, stream_norm))),
             (
                 f"{_gate(activation)}_norm_quantize",
-                (self._gated, self._gated, _gate_memory(intermediate_size, team), *into(self._inputs.down, gate_norm)),
+                (memory.gated, memory.gated, _gate_memory(intermediate_size, team), *into(inputs.down, gate_norm)),
             ),
         )
         self._operations = tuple(Operation(name, operands, m, team, isa) for name, operands in named)
@@ -255,7 +255,7 @@ class NativeSmallOps(SmallOps):
         """Run them; returns what the layer's products would take, which the next call overwrites."""
         for operation in self._operations:
             operation()
-        return self._inputs
+        return self._memory.inputs
 
 
 def _checked(operation: str, name: str, array: Floats, shape: tuple[int, ...]) -> Floats:

@@ -236,7 +236,7 @@ def test_small_ops_are_numpys(path, team, activation, m):
     geometry = 64, 176, 6, 2, 16, activation, m
     expected = numpy_ops.SmallOps(*geometry)()
     for members in (None, team):
-        operations = native.NativeSmallOps(*geometry, members, path)
+        operations = native.NativeSmallOps(*geometry, members, isa=path)
         for _ in range(2):
             for found, wanted in zip(operations(), expected, strict=True):
                 assert_close(found, wanted, 1e-5)
