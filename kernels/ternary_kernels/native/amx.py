@@ -21,6 +21,7 @@ from ternary_kernels.formats import Bytes
 from ternary_kernels.matmul import Matmul
 from ternary_kernels.native import activations, compiler
 from ternary_kernels.native.codecs import TwoBit
+from ternary_kernels.native.elementary import transpose
 from ternary_kernels.native.emit import (
     F32,
     I8,
@@ -31,7 +32,6 @@ from ternary_kernels.native.emit import (
     Emitter,
     Value,
     constants,
-    lanes,
     vector,
 )
 from ternary_kernels.native.isa import AMX, Isa, this_machine
@@ -235,7 +235,7 @@ def _prepare(codec: TwoBit, k_in: int) -> Build:
                     emitter.load(vector(I32, _SIDE), own, emitter.add(at, row_bytes * row)) for row in range(_SIDE)
                 ]
                 target = emitter.at(tile, emitter.mul(at, _SIDE))
-                for row, transposed in enumerate(_transpose(emitter, vectors)):
+                for row, transposed in enumerate(transpose(emitter, vectors)):
                     emitter.store(transposed, target, 64 * row)
 
     return build
@@ -354,7 +354,7 @@ class _Outputs:
         """Store 16 rows' products with 16 tokens, but for rows from ``stop`` on and tokens that aren't there."""
         emitter = self._emitter
         by_row = [emitter.load(vector(I32, _SIDE), tile, 64 * index) for index in range(_SIDE)]
-        for index, sums in enumerate(_transpose(emitter, by_row)):
+        for index, sums in enumerate(transpose(emitter, by_row)):
             this = emitter.add(token, index)
             with emitter.when(this, "<", self._m):
                 self._store_token(this, row, stop, sums)
@@ -368,21 +368,3 @@ class _Outputs:
         total = builder.fmul(total, emitter.splat(self._weight_scale, _SIDE))
         place = emitter.at(self._out, emitter.mul(emitter.add(emitter.mul(token, self._n_out), row), 4))
         emitter.store_start(total, place, builder.sub(stop, row))
-
-
-def _transpose(emitter: Emitter, rows: list[Value]) -> list[Value]:
-    """Transpose 16 vectors of 16 lanes, by exchanging ever larger blocks of lanes between them."""
-    count = len(rows)
-    distance = 1
-    while distance < count:
-        low = [lane if not lane & distance else lane - distance + count for lane in range(count)]
-        high = [lane + distance if not lane & distance else lane + count for lane in range(count)]
-        exchanged = list(rows)
-        for row in range(count):
-            if not row & distance:
-                pair = rows[row], rows[row + distance]
-                exchanged[row] = emitter.builder.shuffle_vector(*pair, lanes(low))
-                exchanged[row + distance] = emitter.builder.shuffle_vector(*pair, lanes(high))
-        rows = exchanged
-        distance *= 2
-    return rows

@@ -62,7 +62,7 @@ def largest_lane(emitter: Emitter, vector: Value) -> Value:
 
 
 def sums_of(emitter: Emitter, vectors: list[Value]) -> Value:
-    """The sums of several float32 vectors' lanes as one vector, in their order, pairwise.
+    """The sums of several vectors' lanes, float32 or integer, as one vector, in their order, pairwise.
 
     Args:
         emitter: Writes it.
@@ -71,19 +71,19 @@ def sums_of(emitter: Emitter, vectors: list[Value]) -> Value:
     Returns:
         A vector with a lane per sum, and more where their number is no power of two.
     """
-    builder = emitter.builder
+    add = emitter.builder.fadd if vectors[0].type.element == F32 else emitter.builder.add
     groups = 1 << (len(vectors) - 1).bit_length()
     while len(vectors) > 1:
         if len(vectors) % 2:
             vectors = [*vectors, zeros(vectors[0].type)]
         # Neighbouring lanes of a pair of vectors are added: the first vector's sums come out below the second's.
         vectors = [
-            builder.fadd(*(_lanes_of(emitter, *pair, range(first, 2 * pair[0].type.count, 2)) for first in (0, 1)))
+            add(*(_lanes_of(emitter, *pair, range(first, 2 * pair[0].type.count, 2)) for first in (0, 1)))
             for pair in zip(vectors[::2], vectors[1::2], strict=True)
         ]
     (sums,) = vectors
     while (count := sums.type.count) > groups:
-        sums = builder.fadd(*(_lanes_of(emitter, sums, sums, range(first, count, 2)) for first in (0, 1)))
+        sums = add(*(_lanes_of(emitter, sums, sums, range(first, count, 2)) for first in (0, 1)))
     return sums
 
 

@@ -294,29 +294,6 @@ class Emitter:
             lanes_ = add(low, high)
         return builder.extract_element(lanes_, ir.Constant(I32, 0))
 
-    def sum_each(self, four: Sequence[Value]) -> Value:
-        """Sums of the lanes of four vectors, as a vector of four: a third of the work of summing each by itself."""
-        builder, count = self.builder, four[0].type.count
-        add = builder.fadd if four[0].type.element == F32 else builder.add
-
-        def interleave(left: Value, right: Value, pattern: list[tuple[int, int]]) -> Value:
-            """Lanes of either (0: left, 1: right), the same way in every group of four."""
-            order = [base + lane + count * side for base in range(0, count, 4) for side, lane in pattern]
-            return builder.shuffle_vector(left, right, lanes(order))
-
-        def halves(left: Value, right: Value) -> Value:
-            low = interleave(left, right, [(0, 0), (1, 0), (0, 1), (1, 1)])
-            return add(low, interleave(left, right, [(0, 2), (1, 2), (0, 3), (1, 3)]))
-
-        left, right = halves(*four[:2]), halves(*four[2:])
-        low = interleave(left, right, [(0, 0), (0, 1), (1, 0), (1, 1)])
-        sums = add(low, interleave(left, right, [(0, 2), (0, 3), (1, 2), (1, 3)]))
-        while sums.type.count > 4:
-            half = sums.type.count // 2
-            parts = (builder.shuffle_vector(sums, sums, lanes(list(range(first, first + half)))) for first in (0, half))
-            sums = add(*parts)
-        return sums
-
 
 def vector(element: ir.Type, count: int) -> ir.VectorType:
     """Type of a vector."""

@@ -11,6 +11,7 @@ from itertools import groupby
 
 from ternary_kernels.native import activations
 from ternary_kernels.native.codecs import Codec, Half, TwoBit, zero_sums
+from ternary_kernels.native.elementary import sums_of
 from ternary_kernels.native.emit import F32, I8, I32, I64, POINTER, Build, Emitter, Index, Value, Variable, vector
 from ternary_kernels.native.tiles import Tokens, load_part, multiply, multiply_part, prefetch_step
 
@@ -224,7 +225,7 @@ class _Operands:
     def store(self, row: Value, stop: Value, token: Value, sums: list[Value]) -> None:
         """Turn the sums of four rows and a token into outputs, as the oracle does, and store those before ``stop``."""
         emitter, builder = self._emitter, self._emitter.builder
-        total = emitter.sum_each(sums)
+        total = sums_of(emitter, sums)
         if self._codec.integer:
             if not self._codec.scaled:
                 excess = emitter.load(I32, self._sums, emitter.mul(token, 4))

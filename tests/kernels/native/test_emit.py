@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llvmlite import ir
 
+from ternary_kernels.native.elementary import sums_of
 from ternary_kernels.native.emit import F16, F32, I8, I16, I32, I64, POINTER, Variable, mangled, vector
 from ternary_kernels.native.isa import PATHS
 from ternary_kernels.team import share
@@ -184,7 +185,7 @@ def test_lanes_are_summed_one_vector_at_a_time_or_four(execute, kind, dtype, cou
     def build(emitter):
         source, found = emitter.argument(0, POINTER), emitter.argument(1, POINTER)
         vectors = [emitter.load(vector(kind, count), source, 4 * count * index) for index in range(4)]
-        emitter.store(emitter.sum_each(vectors), found)
+        emitter.store(sums_of(emitter, vectors), found)
         emitter.store(emitter.sum_lanes(vectors[2]), found, 16)
 
     source = np.random.default_rng(count).integers(-1000, 1000, (4, count)).astype(dtype)
