@@ -13,7 +13,7 @@ import warnings
 
 from autotune import errors
 from autotune.arguments import parse
-from autotune.options import Options, check_budget, counted_budget_s, tune_command
+from autotune.options import AUTO, Options, check_budget, counted_budget_s, tune_command
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def _show(args: argparse.Namespace) -> int:
 def _model(args: argparse.Namespace) -> int:
     from autotune.model.analyse import analyse
 
+    if args.format == AUTO:
+        raise errors.UsageError("--format auto compares formats by timing them: `autotune model` needs the name of one")
     model = analyse(args.model, args.format)
     if args.json:
         _print_record(model)

@@ -75,7 +75,7 @@ def choose_kernels(found: Sequence[Kernel], formats: Sequence[str], forced: str 
     by_format = {name: tuple(kernel.kernel for kernel in able if kernel.format == name) for name in formats}
     if forced is not None and not any(forced in names for names in by_format.values()):
         reasons = [kernel.reason for kernel in found if kernel.kernel == forced and kernel.format in formats]
-        why = next((reason for reason in reasons if reason), f"it has none for {' or '.join(dict.fromkeys(formats))}")
+        why = "; ".join(dict.fromkeys(filter(None, reasons))) or f"it has none for {' or '.join(formats)}"
         raise KernelUnavailableError(f"the kernel {forced!r} can't run this here: {why}")
     for name, kernels in by_format.items():
         if not kernels:

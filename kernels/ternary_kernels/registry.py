@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ternary_kernels.formats import FORMATS
 from ternary_kernels.matmul import KERNELS, MODULES
-from ternary_kernels.native.isa import AMX, runnable
+from ternary_kernels.native.isa import AMX, runnable, this_machine
 
 
 class Availability(NamedTuple):
@@ -55,6 +55,13 @@ def _path(kernel: str, architecture: str, isa: Collection[str]) -> tuple[str | N
     if kernel == "numpy":
         return None, None
     if kernel == "amx":
-        missing = AMX.missing(architecture, isa)
+        missing = AMX.missing(architecture, isa) or _refused()
         return (None, missing) if missing else (AMX.name, None)
     return runnable(architecture, isa)[0].name, None
+
+
+def _refused() -> str | None:
+    """Why the system keeps AMX from this process, if this machine has it: what other machines do isn't known here."""
+    from ternary_kernels.native import amx
+
+    return amx.unusable() if AMX.missing(*this_machine()) is None else None

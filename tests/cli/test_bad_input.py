@@ -245,6 +245,7 @@ def test_a_budget_too_small_for_a_large_model_is_told(empty: Shop) -> None:
         (("retune", "small.json", "--max-tpot-ms", "1e-9"), 5),
         (("model", "missing.json"), 3),
         (("model", "small.json", "--format", "bogus"), 2),
+        (("model", "small.json", "--format", "auto"), 2),
         (("cache", "forget"), 2),
         (("cache", "forget", ""), 3),
         (("cache", "forget", "small.json", "--all"), 2),

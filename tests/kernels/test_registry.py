@@ -8,6 +8,7 @@ import pytest
 from ternary_kernels import registry
 from ternary_kernels.formats import FORMATS
 from ternary_kernels.matmul import KERNELS, MODULES, get_kernel
+from ternary_kernels.native import amx
 from ternary_kernels.native.amx import unusable
 from ternary_kernels.native.isa import AMX, this_machine
 from ternary_kernels.registry import available
@@ -145,3 +146,12 @@ def test_without_llvmlite_numpys_kernels_work_and_the_others_say_what_to_install
     for kernel, message in zip(("native", "amx"), messages, strict=True):
         assert message.startswith(f"kernel '{kernel}': ")
         assert message.endswith("it needs llvmlite")
+
+
+def test_a_system_that_keeps_tiles_to_itself_is_told(monkeypatch):
+    """The CPU has them, but the system refuses: they can't be used."""
+    machine = ("x86_64", frozenset(AMX.flags))
+    monkeypatch.setattr(registry, "this_machine", lambda: machine)
+    monkeypatch.setattr(amx, "unusable", lambda: "the system refuses it (arch_prctl: error 22)")
+    found = {entry.reason for entry in available(*machine) if entry.kernel == "amx" and entry.format == "I2_S"}
+    assert found == {"the system refuses it (arch_prctl: error 22)"}
