@@ -1,4 +1,4 @@
-"""A model, configurations, and the one campaign that was recorded on a real host."""
+"""A model, configurations, and the campaigns that were recorded on a real host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autotune.records import Campaign, Configuration, Layer
 from tests.builders import build_model
 from tests.costmodel.synthetic import HEAD, LARGE, LONG, SMALL, WIDE
 
-RECORDED = Path(__file__).parents[1] / "hosts" / "xeon-2-threads.json"
+HOSTS = Path(__file__).parents[1] / "hosts"
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def configuration():
     return build
 
 
-@pytest.fixture(scope="session")
-def recorded() -> Campaign:
+@pytest.fixture(scope="session", params=["numpy", "native"])
+def recorded(request) -> Campaign:
     """Recorded on a real host, see tests/hosts/README.md."""
-    return msgspec.json.decode(RECORDED.read_bytes(), type=Campaign)
+    return msgspec.json.decode((HOSTS / f"xeon-2-threads-{request.param}.json").read_bytes(), type=Campaign)
