@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -163,6 +164,16 @@ def test_the_same_measurements_give_the_same_result(
     assert other.decision.search.study.seed == 1
 
 
+def workers() -> list[psutil.Process]:
+    """The benchmark's processes that are alive; one that has ended and waits to be collected has no command line."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "autotune.bench.worker" in child.cmdline():
+                found.append(child)
+    return found
+
+
 def test_progress_is_told_and_a_killed_worker_is_survived(model: Path) -> None:
     """As when the kernel ends it for lack of memory: another worker goes on with the rest.
 
@@ -174,7 +185,7 @@ def test_progress_is_told_and_a_killed_worker_is_survived(model: Path) -> None:
     def progress(share: float, timed: int, points: int) -> None:
         seen.append((share, timed, points))
         if timed and not killed:
-            (worker,) = (child for child in psutil.Process().children() if "autotune.bench.worker" in child.cmdline())
+            (worker,) = workers()
             worker.kill()
             killed.append(worker.pid)
 
@@ -186,7 +197,7 @@ def test_progress_is_told_and_a_killed_worker_is_survived(model: Path) -> None:
         assert {failure.kind for failure in result.campaign.failures()} <= {"out_of_memory", "budget"}
         assert result.campaign.measurements()
     assert killed
-    assert not any("autotune.bench.worker" in child.cmdline() for child in psutil.Process().children())
+    assert not workers()
     shares = [share for share, _, _ in seen]
     assert shares == sorted(shares)
     assert 0 <= shares[0] <= shares[-1] <= 1

@@ -161,6 +161,7 @@ class Bench:
         def read() -> None:
             self._backend.read(team, self._arena.take(size_bytes))
 
+        self._backend.read(team, self._arena.take(0))  # compiles it: that takes none of the samples' time
         return (what, threads, size_bytes), Candidate(read, cold=True, after=lambda: _rest(team))
 
     def _weights(self, size_bytes: int, *, cold: bool) -> Callable[[], NDArray[np.uint8]]:
