@@ -125,7 +125,7 @@ class CostModel:
         elif self.form == "sum" and memory + compute >= _BOUND_SHARE:
             verdict = "memory bandwidth and arithmetic together"
         else:
-            verdict = "the kernels' own overhead, neither memory nor arithmetic"
+            verdict = "what the kernels do besides, short of both memory and arithmetic"
         shares = ", ".join(
             f"{name} {part / total:.0%}" for name, part in sorted(spent.items(), key=lambda item: -item[1])
         )

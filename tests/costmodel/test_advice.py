@@ -37,7 +37,7 @@ class TestBoundBy:
 
     def test_kernels_far_from_both_ceilings_are_their_own_limit(self, mixed_model, configuration):
         said = self.verdict(SyntheticHost(utilisation=0.1), mixed_model, configuration())
-        assert said.startswith("the kernels' own overhead")
+        assert said.startswith("what the kernels do besides")
 
     def test_where_memory_and_compute_time_add_up_both_can_be_the_limit(self, mixed_model, configuration):
         """Alone neither takes 60 % of the time, together they take nearly all."""
@@ -49,7 +49,7 @@ class TestBoundBy:
         """Their shares add up to more than 60 %, but overlap: each alone leaves most of the time to the kernels."""
         balanced = SyntheticHost("max", bytes_per_s=1e9, operations_per_s=2.5e10, utilisation=0.5)
         said = self.verdict(balanced, mixed_model, configuration(batch_size=8))
-        assert said.startswith("the kernels' own overhead")
+        assert said.startswith("what the kernels do besides")
 
     def test_of_two_ceilings_that_are_both_near_the_nearer_one_is_named(self, mixed_model, configuration):
         host = SyntheticHost("max", bytes_per_s=1e9, operations_per_s=1.5e10)
