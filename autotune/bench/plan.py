@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from autotune.bench.rivals import REFERENCE, Kernels, gates
 from autotune.records import Host, Model, Point, Record, Site, Workload
 from ternary_kernels.formats import get_format
-from ternary_kernels.numpy_ceilings import PEAK_SIZE
+from ternary_kernels.reference.ceilings import PEAK_SIZE
 
 SLICE_BYTES = 64 << 20
 """A larger site is timed on this much of its rows, rounded down, and scaled up: they are alike, and time is short."""

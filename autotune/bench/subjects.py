@@ -13,8 +13,8 @@ from autotune.records import Model
 from ternary_kernels.activations import Quantized, quantize
 from ternary_kernels.arena import Arena
 from ternary_kernels.backends import get_backend
-from ternary_kernels.layer_ops import Workspace
 from ternary_kernels.matmul import get_kernel
+from ternary_kernels.reference.layer_ops import Workspace
 from ternary_kernels.team import Team
 
 Call = Callable[[], object]

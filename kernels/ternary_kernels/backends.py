@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_kernels import activations, numpy_ceilings
+from ternary_kernels import activations
 from ternary_kernels.activations import Quantized
-from ternary_kernels.layer_ops import Attention, SmallOps
+from ternary_kernels.reference import ceilings as numpy_ceilings
+from ternary_kernels.reference.layer_ops import Attention, SmallOps
 from ternary_kernels.team import Team
 
 BACKENDS = ("numpy", "native", "amx")

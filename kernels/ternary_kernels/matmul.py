@@ -17,7 +17,7 @@ KERNELS: dict[tuple[str, str], type[Matmul]] = {}
 MODULES = {
     "native": ("ternary_kernels.native.products", "ternary_kernels.native.lookup"),
     "amx": ("ternary_kernels.native.amx",),
-    "numpy": ("ternary_kernels.numpy_cpu",),
+    "numpy": ("ternary_kernels.reference.products",),
 }
 """Modules of each kernel, those that are expected to be faster first."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ternary_kernels.numpy_cpu import NumpyI2S
+from ternary_kernels.reference.products import NumpyI2S
 
 CHECKED_ROWS = 128
 """The check against the oracle multiplies fewer rows than this, the products of the tests more."""

@@ -11,7 +11,7 @@ from autotune.bench import campaign
 from autotune.records import Failure, Measurement
 from tests.builders import build_model
 
-MODULES = ("ternary_kernels.numpy_cpu", "tests.bench.faulty_kernels")
+MODULES = ("ternary_kernels.reference.products", "tests.bench.faulty_kernels")
 BUDGET_S = 9.0
 """Far more than any of these campaigns needs."""
 

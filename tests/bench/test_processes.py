@@ -26,7 +26,7 @@ CAMPAIGN = """
     print("started", flush=True)
     campaign.run(
         build_model(), detect(), [task], budget_s={budget_s},
-        kernel_modules=("ternary_kernels.numpy_cpu", "tests.bench.faulty_kernels"),
+        kernel_modules=("ternary_kernels.reference.products", "tests.bench.faulty_kernels"),
     )
 """
 

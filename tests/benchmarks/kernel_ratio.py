@@ -12,7 +12,7 @@ import numpy as np
 
 from ternary_kernels.activations import quantize
 from ternary_kernels.arena import Arena
-from ternary_kernels.numpy_cpu import NumpyI2S
+from ternary_kernels.reference.products import NumpyI2S
 from ternary_kernels.team import Team
 
 N_OUT, K_IN = 6912, 2560

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ternary_kernels.formats import get_format
 from ternary_kernels.matmul import KERNELS, get_kernel
-from ternary_kernels.numpy_cpu import NumpyFloat, NumpyUnpacked
+from ternary_kernels.reference.products import NumpyFloat, NumpyUnpacked
 
 DTYPES = {"F16": np.float16, "F32": np.float32}
 QUANTISED = ("Q8_0", "Q6_K", "IQ2_S")

@@ -11,7 +11,7 @@ from ternary_kernels import oracle
 from ternary_kernels.activations import Quantized
 from ternary_kernels.formats import get_format
 from ternary_kernels.matmul import KERNELS, get_kernel
-from ternary_kernels.numpy_cpu import NumpyI2S, NumpyUnpacked
+from ternary_kernels.reference.products import NumpyI2S, NumpyUnpacked
 
 EXACT_FLOAT32 = 2**24
 

@@ -37,7 +37,7 @@ from ternary_kernels.native.emit import (
 from ternary_kernels.native.isa import AMX, Isa, this_machine
 from ternary_kernels.native.products import MOST_COLUMNS
 from ternary_kernels.native.words import Words, address, aligned
-from ternary_kernels.numpy_ceilings import PEAK_SIZE
+from ternary_kernels.reference.ceilings import PEAK_SIZE
 from ternary_kernels.team import Team
 
 _SIDE = 16

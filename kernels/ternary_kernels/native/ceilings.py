@@ -15,7 +15,7 @@ from ternary_kernels.native import isa as paths
 from ternary_kernels.native.emit import F32, I8, I32, I64, POINTER, Build, Emitter, Variable, vector, zeros
 from ternary_kernels.native.isa import Isa
 from ternary_kernels.native.words import LINE_BYTES, Words, aligned
-from ternary_kernels.numpy_ceilings import PEAK_SIZE
+from ternary_kernels.reference.ceilings import PEAK_SIZE
 from ternary_kernels.team import Team
 
 Kind = Literal["int8", "float32"]

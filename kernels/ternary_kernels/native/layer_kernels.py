@@ -9,7 +9,6 @@ from typing import get_args
 from llvmlite import ir
 
 from ternary_kernels.activations import FLOOR
-from ternary_kernels.layer_ops import Activation
 from ternary_kernels.native import elementary
 from ternary_kernels.native.emit import (
     F32,
@@ -26,6 +25,7 @@ from ternary_kernels.native.emit import (
     vector,
     zeros,
 )
+from ternary_kernels.reference.layer_ops import Activation
 
 _SUMS = 4  # that grow side by side
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_kernels.activations import Quantized, check_activations
-from ternary_kernels.layer_ops import EPSILON, Activation, Floats, Inputs, SmallOps, Workspace, room
 from ternary_kernels.native import compiler
 from ternary_kernels.native import isa as paths
 from ternary_kernels.native.crew import callable_at
 from ternary_kernels.native.isa import Isa
 from ternary_kernels.native.layer_kernels import KERNELS
 from ternary_kernels.native.words import Words
+from ternary_kernels.reference.layer_ops import EPSILON, Activation, Floats, Inputs, SmallOps, Workspace, room
 from ternary_kernels.team import Team
 
 Operand = NDArray[Any] | int | float

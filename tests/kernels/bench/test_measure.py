@@ -19,7 +19,7 @@ from ternary_kernels.bench.hardware import usable_cpus
 from ternary_kernels.bench.measure import Bench, window_bytes
 from ternary_kernels.bench.sampling import sample
 from ternary_kernels.matmul import KERNELS, Matmul
-from ternary_kernels.numpy_cpu import NumpyI2S
+from ternary_kernels.reference.products import NumpyI2S
 
 CPUS = usable_cpus()
 ARENA_BYTES = 4 << 20

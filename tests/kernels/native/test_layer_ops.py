@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ternary_kernels import activations
-from ternary_kernels import layer_ops as numpy_ops
 from ternary_kernels.native import compiler, elementary, isa
 from ternary_kernels.native import layer_ops as native
 from ternary_kernels.native.crew import callable_at
 from ternary_kernels.native.emit import F32, POINTER, vector
 from ternary_kernels.native.layer_kernels import KERNELS
 from ternary_kernels.native.words import Words
+from ternary_kernels.reference import layer_ops as numpy_ops
 from ternary_kernels.team import Team
 
 TOLERANCE = 2e-6

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_kernels.activations import Quantized, quantize
-from ternary_kernels.numpy_cpu import HALF_BIAS, widen
+from ternary_kernels.reference.products import HALF_BIAS, widen
 from ternary_kernels.team import Team, share
 
 Floats = NDArray[np.float32]

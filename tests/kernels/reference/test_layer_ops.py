@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ternary_kernels.layer_ops import Attention, SmallOps, gate, rms_norm, rotate
+from ternary_kernels.reference.layer_ops import Attention, SmallOps, gate, rms_norm, rotate
 
 TOLERANCE = 1e-5
 """Absolute, for values of magnitude about 1: some sixty float32 roundings."""
