@@ -1,9 +1,10 @@
-"""What all tests share: one cache of compiled kernels, filled before a test has to keep to a short budget."""
+"""What all tests share: one cache of compiled kernels, filled before a test has to keep to a short budget; signals."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -19,7 +20,13 @@ from tests.builders import build_model, build_workload
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled kernels in a folder of this session, its child processes' too, not in the user's cache."""
+    """Set what child processes inherit: a folder of compiled kernels that isn't the user's, and signals that end them.
+
+    A shell ignores Ctrl-C on behalf of what it starts in the background, and nohup a lost terminal.
+    """
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     folder = tempfile.mkdtemp(prefix="ternary-kernels-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     os.environ["TERNARY_KERNELS_CACHE"] = folder
