@@ -22,11 +22,15 @@ def to_json(kernels: Sequence[Kernel]) -> list[dict[str, object]]:
 
 
 def describe_kernels(kernels: Sequence[Kernel]) -> list[tuple[str, str]]:
-    """Label and value lines for a person: what a kernel can run and by which path, and what it can't and why."""
+    """Label and value lines for a person: what a kernel can run and by which path, and what it can't and why.
+
+    Ternary formats come first.
+    """
     lines = []
+    in_order = sorted(kernels, key=lambda kernel: (not get_format(kernel.format).ternary, kernel.format))
     for name in dict.fromkeys(kernel.kernel for kernel in kernels):
         groups: dict[str, list[str]] = {}
-        for kernel in kernels:
+        for kernel in in_order:
             if kernel.kernel == name:
                 reason = kernel.reason and kernel.reason.replace(kernel.format, "these")
                 where = f"not here: {reason}" if reason else kernel.path or "runs here"

@@ -33,8 +33,8 @@ def test_every_kernel_is_listed_with_every_format_and_why_not():
     assert all(kernel.reason is None for kernel in found if (kernel.kernel, kernel.format) == ("numpy", "I2_S"))
 
 
-def test_lossy_formats_are_marked_wherever_they_are_offered():
+def test_lossy_formats_are_marked_wherever_they_are_offered_after_the_ternary_ones():
     kernels = (Kernel("numpy", "IQ2_S", None, None), Kernel("numpy", "I2_S", None, None))
     assert marked("IQ2_S") == "IQ2_S (lossy)"
-    assert describe_kernels(kernels) == [("Kernel numpy", "IQ2_S (lossy), I2_S (runs here)")]
+    assert describe_kernels(kernels) == [("Kernel numpy", "I2_S, IQ2_S (lossy) (runs here)")]
     assert [kernel["lossy"] for kernel in to_json(kernels)] == [True, False]
