@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import stat
 import tempfile
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +25,6 @@ CACHE_VARIABLE = "TERNARY_KERNELS_CACHE"
 
 _SOURCES = Path(__file__).parent
 _DIGEST_BYTES = 32
-
 
 _loaded: dict[str, llvm.ResourceTracker] = {}
 """What is linked into this process, by module and instruction set: code is unloaded when its tracker goes."""
@@ -44,9 +44,12 @@ def load(name: str, kernels: Mapping[str, Build], isa: Isa) -> dict[str, int]:
 
     Returns:
         Address of each kernel, valid as long as the process lives.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came meanwhile; what was begun is finished first.
     """
     linked = f"{name}.{isa.name}"
-    with _lock:
+    with _lock, _uninterrupted():
         if linked not in _loaded:
             path = _cache_file(linked)
             image = _read(path) if path else None
@@ -60,6 +63,23 @@ def load(name: str, kernels: Mapping[str, Build], isa: Isa) -> dict[str, int]:
                 builder.export_symbol(kernel)
             _loaded[linked] = builder.link(_linker(), linked)
         return {kernel: _loaded[linked][kernel] for kernel in kernels}
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back: raised within llvmlite it would leave half an object, and a traceback at its end."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def compile_object(name: str, kernels: Mapping[str, Build], isa: Isa, triple: str | None = None) -> bytes:

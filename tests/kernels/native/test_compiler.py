@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import stat
+import threading
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -100,6 +101,30 @@ def test_another_process_takes_what_was_compiled(folder, forget, compiled):
     assert compiled == ["seven"]
     assert file.stat().st_mtime_ns == before.st_mtime_ns
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_ctrl_c_waits_until_a_module_is_linked(folder, forget, compiled):
+    """Within llvmlite it would leave half an object behind, whose end prints a traceback."""
+
+    def build(emitter):
+        signal.raise_signal(signal.SIGINT)
+        build_seven(emitter)
+
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        load("seven", {"kernel": build}, GENERIC)
+    assert signal.getsignal(signal.SIGINT) is usual
+    assert load_seven() == 7
+    assert compiled == ["seven"]
+
+
+def test_a_thread_beside_the_main_one_compiles_as_well(folder, forget, compiled):
+    """Only the main thread is interrupted by Ctrl-C, and only it may hold it back."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(load_seven()))
+    thread.start()
+    thread.join()
+    assert found == [7]
 
 
 def test_each_instruction_set_has_its_own_code(folder, forget, compiled):
