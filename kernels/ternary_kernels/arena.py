@@ -8,7 +8,8 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-_ALIGNMENT = 64
+from ternary_kernels.memory import LINE_BYTES, aligned
+
 _TILE_BYTES = 4 << 20
 
 
@@ -37,9 +38,7 @@ class Arena:
             tile |= rng.integers(0, 3, _TILE_BYTES, np.uint8) << np.uint8(shift)
         # The high byte of an F16: sign, then exponent bits 4..0 = 0 10xx, that is 2^-7 to 2^-5; no pair becomes 3.
         tile[1::2] = tile[1::2] & 0b1000_1111 | 0b0010_0000
-        memory = np.empty(size_bytes + _ALIGNMENT, np.uint8)
-        aligned = -memory.ctypes.data % _ALIGNMENT
-        self._bytes = memory[aligned : aligned + size_bytes]
+        self._bytes = aligned(size_bytes)
         self.size_bytes = size_bytes
         for start in range(0, size_bytes, _TILE_BYTES):
             if start >= least_bytes and time.monotonic() > until:
@@ -53,5 +52,5 @@ class Arena:
         if self._next + size_bytes > self.size_bytes:
             self._next = 0
         start = self._next
-        self._next = -(-(start + size_bytes) // _ALIGNMENT) * _ALIGNMENT
+        self._next = -(-(start + size_bytes) // LINE_BYTES) * LINE_BYTES
         return self._bytes[start : start + size_bytes]

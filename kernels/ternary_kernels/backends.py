@@ -83,7 +83,7 @@ def get_backend(name: str) -> Backend:
     if name != "native":
         raise ValueError(f"no backend {name!r}: expected one of {', '.join(BACKENDS)}")
     try:
-        # They need llvmlite, an extra.
+        # They need llvmlite, which there isn't for every machine.
         from ternary_kernels.native import attention, ceilings
         from ternary_kernels.native import layer_ops as native
     except ImportError as error:

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from ternary_kernels.memory import aligned
+
 if TYPE_CHECKING:
     from ternary_kernels.native.crew import Crew
 
 Task = Callable[[int], None]
-_LINE = 64
-
 Order = Task | Literal["serve"] | None
 """To a member: call this; wait in compiled code; end."""
 
@@ -59,15 +59,12 @@ class Team:
         """Uninitialised float32 memory of that shape, valid until the same member asks again.
 
         All products of a team share it: they run one after the other. ``None`` names memory that the members
-        of one product share; it must be asked for before ``run``. It starts at a cache line: vectors that lie across
-        two take twice as long to load.
+        of one product share; it must be asked for before ``run``. It starts at a cache line.
         """
         size = math.prod(shape)
         held = self._scratch.get(member)
         if held is None or held.size < size:
-            memory = np.empty(size + _LINE // 4, np.float32)
-            aligned = -memory.ctypes.data % _LINE // 4
-            held = self._scratch[member] = memory[aligned : aligned + size]
+            held = self._scratch[member] = aligned(4 * size).view(np.float32)
         return held[:size].reshape(shape)
 
     def __enter__(self) -> Self:

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from ternary_kernels.activations import Quantized
 from ternary_kernels.formats import Bytes
 from ternary_kernels.matmul import Matmul
+from ternary_kernels.memory import address, aligned
 from ternary_kernels.native import activations, compiler
 from ternary_kernels.native.codecs import TwoBit
-from ternary_kernels.native.elementary import transpose
+from ternary_kernels.native.elementary import rescale, transpose
 from ternary_kernels.native.emit import (
     F32,
     I8,
     I32,
-    I64,
     POINTER,
     Build,
     Emitter,
@@ -36,7 +36,7 @@ from ternary_kernels.native.emit import (
 )
 from ternary_kernels.native.isa import AMX, Isa, this_machine
 from ternary_kernels.native.products import MOST_COLUMNS
-from ternary_kernels.native.words import Words, address, aligned
+from ternary_kernels.native.words import Words
 from ternary_kernels.reference.ceilings import PEAK_SIZE
 from ternary_kernels.team import Team
 
@@ -248,8 +248,7 @@ def _product(codec: TwoBit, row_bytes: int, *, pairs: bool) -> Build:
         rows = emitter.argument(_Argument.ROWS, POINTER)
         n_out, m = emitter.argument(_Argument.N_OUT), emitter.argument(_Argument.M)
         tiles = emitter.argument(_Argument.ACTIVATIONS, POINTER)
-        word = emitter.add(emitter.mul(emitter.member, 8), 8 * _Argument.SCRATCH)
-        decoded = emitter.builder.inttoptr(emitter.load(I64, emitter.arguments, word), POINTER)
+        decoded = emitter.of_member(_Argument.SCRATCH)
         sums = emitter.at(decoded, _GROUP * _BLOCK_BYTES)
         outputs = _Outputs(emitter, codec)
         width = (2 if pairs else 1) * _SIDE
@@ -362,9 +361,7 @@ class _Outputs:
     def _store_token(self, token: Value, row: Value, stop: Value, sums: Value) -> None:
         emitter, builder = self._emitter, self._emitter.builder
         excess = emitter.load(I32, self._sums, emitter.mul(token, 4))
-        total = builder.sitofp(builder.sub(sums, emitter.splat(excess, _SIDE)), vector(F32, _SIDE))
         scale = emitter.load(F32, self._scales, emitter.mul(token, 4))
-        total = builder.fdiv(total, emitter.splat(scale, _SIDE))
-        total = builder.fmul(total, emitter.splat(self._weight_scale, _SIDE))
+        total = rescale(emitter, builder.sub(sums, emitter.splat(excess, _SIDE)), scale, self._weight_scale)
         place = emitter.at(self._out, emitter.mul(emitter.add(emitter.mul(token, self._n_out), row), 4))
         emitter.store_start(total, place, builder.sub(stop, row))

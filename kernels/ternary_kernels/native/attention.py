@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary_kernels.memory import aligned
 from ternary_kernels.native import compiler
 from ternary_kernels.native import isa as paths
 from ternary_kernels.native.attention_kernels import kernel
 from ternary_kernels.native.attention_units import KEYS, ROW_MULTIPLE, Argument, Layout
 from ternary_kernels.native.isa import Isa
-from ternary_kernels.native.words import Words, aligned
+from ternary_kernels.native.words import Words
 from ternary_kernels.reference.layer_ops import Attention, Floats, Halves
 from ternary_kernels.team import Team
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ternary_kernels.memory import LINE_BYTES
 from ternary_kernels.native import elementary
 from ternary_kernels.native.attention_units import KEYS, ROW_MULTIPLE, Units, part_of
 from ternary_kernels.native.emit import F16, F32, Build, Emitter, Index, Value, Variable, vector, zeros
-from ternary_kernels.native.words import LINE_BYTES
 
 _VALUES_AT_ONCE = 16
 

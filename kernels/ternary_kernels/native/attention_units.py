@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from llvmlite import ir
 
+from ternary_kernels.memory import LINE_BYTES
 from ternary_kernels.native import elementary
 from ternary_kernels.native.emit import (
     F16,
@@ -27,7 +28,6 @@ from ternary_kernels.native.emit import (
     zeros,
 )
 from ternary_kernels.native.isa import Isa
-from ternary_kernels.native.words import LINE_BYTES
 
 KEYS = 64
 """Of a block: with their values they fill a level-1 cache at most."""

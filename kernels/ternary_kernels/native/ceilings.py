@@ -10,11 +10,12 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
+from ternary_kernels.memory import LINE_BYTES, aligned
 from ternary_kernels.native import compiler
 from ternary_kernels.native import isa as paths
 from ternary_kernels.native.emit import F32, I8, I32, I64, POINTER, Build, Emitter, Variable, vector, zeros
 from ternary_kernels.native.isa import Isa
-from ternary_kernels.native.words import LINE_BYTES, Words, aligned
+from ternary_kernels.native.words import Words
 from ternary_kernels.reference.ceilings import PEAK_SIZE
 from ternary_kernels.team import Team
 

@@ -13,10 +13,10 @@ from functools import cache
 
 from llvmlite import ir
 
+from ternary_kernels.memory import aligned
 from ternary_kernels.native import compiler
 from ternary_kernels.native.emit import I32, I64, POINTER, Emitter, Value, Variable
 from ternary_kernels.native.isa import PATHS
-from ternary_kernels.native.words import aligned
 
 _WORDS = 8  # of a cache line: what one thread writes shares no line with what another does
 _GENERATION = 0

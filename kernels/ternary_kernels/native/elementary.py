@@ -87,6 +87,13 @@ def sums_of(emitter: Emitter, vectors: list[Value]) -> Value:
     return sums
 
 
+def rescale(emitter: Emitter, sums: Value, scale: Value, weight_scale: Value) -> Value:
+    """``oracle.rescale`` of a vector of int32 sums of one token, by float32 scalars."""
+    builder, count = emitter.builder, sums.type.count
+    quotient = builder.fdiv(builder.sitofp(sums, ir.VectorType(F32, count)), emitter.splat(scale, count))
+    return builder.fmul(quotient, emitter.splat(weight_scale, count))
+
+
 def transpose(emitter: Emitter, rows: list[Value]) -> list[Value]:
     """Columns of as many vectors as they have lanes, a power of two.
 

@@ -17,7 +17,6 @@ from ternary_kernels.native.isa import Isa
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 POINTER = ir.PointerType()
-BYTES = {I8: 1, I16: 2, I32: 4, I64: 8, F16: 2, F32: 4}
 
 NEAR_BYTES, FAR_BYTES = 2 << 10, 10 << 10
 """How far ahead of a stream of reads its lines are asked for, into the level-1 and the level-2 cache."""
@@ -91,6 +90,11 @@ class Emitter:
             return self.builder.bitcast(self.builder.trunc(word, I32), F32)
         return word
 
+    def of_member(self, first: int) -> Value:
+        """This member's pointer among those that begin with the argument of index ``first``, one for each member."""
+        word = self.load(I64, self.arguments, self.mul(self.add(self.member, first), 8))
+        return self.builder.inttoptr(word, POINTER)
+
     def index(self, value: Index) -> Value:
         """An i64 from a Python int; an i64 as it is."""
         return ir.Constant(I64, value) if isinstance(value, int) else value
@@ -110,10 +114,6 @@ class Emitter:
         """The smaller index."""
         left, right = self.index(left), self.index(right)
         return self.builder.select(self.builder.icmp_signed("<", left, right), left, right)
-
-    def last_multiple(self, total: Index, multiple: int) -> Value:
-        """The largest multiple below ``total``, which is above 0."""
-        return self.mul(self.builder.udiv(self.add(total, -1), self.index(multiple)), multiple)
 
     def share(self, total: Index, multiple: int = 1) -> tuple[Value, Value]:
         """This member's part ``[first, last)`` of ``total``, cut at multiples; see ``team.share``."""

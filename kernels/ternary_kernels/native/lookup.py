@@ -11,12 +11,13 @@ from ternary_kernels.activations import Quantized
 from ternary_kernels.formats import Bytes
 from ternary_kernels.formats.tail import TAIL_BYTES
 from ternary_kernels.matmul import Matmul
+from ternary_kernels.memory import address
 from ternary_kernels.native import compiler
 from ternary_kernels.native.isa import Isa, best
 from ternary_kernels.native.lookup_codes import Argument, layout
 from ternary_kernels.native.lookup_gemm import many_tokens, many_tokens_bytes, tile_tokens
 from ternary_kernels.native.lookup_gemv import few_tokens, few_tokens_bytes
-from ternary_kernels.native.words import Words, address
+from ternary_kernels.native.words import Words
 from ternary_kernels.team import Team
 
 _FEW_TOKENS = 1

@@ -282,12 +282,6 @@ def read_runs(emitter: Emitter, held: Layout) -> list[RunReader]:
     ]
 
 
-def own_scratch(emitter: Emitter) -> Value:
-    """Pointer to the calling member's scratch memory."""
-    word = emitter.add(emitter.member, int(Argument.SCRATCH))
-    return emitter.load(POINTER, emitter.arguments, emitter.mul(word, 8))
-
-
 def look_up(emitter: Emitter, table: Value, code: Code) -> Value:
     """What tables hold for 64 codes.
 

@@ -41,7 +41,6 @@ from ternary_kernels.native.lookup_codes import (
     RunReader,
     every_byte,
     look_up,
-    own_scratch,
     read_runs,
 )
 from ternary_kernels.native.lookup_gemv import scaled
@@ -97,7 +96,7 @@ class _ManyTokens:
         self._tiles = emitter.builder.udiv(emitter.add(self._tokens, tile - 1), emitter.index(tile))
         self._padded = emitter.mul(self._tiles, tile)
         self._tile_bytes = emitter.mul(self._k_in, tile)
-        self._decoded = own_scratch(emitter)
+        self._decoded = emitter.of_member(Argument.SCRATCH)
         self._sums = emitter.at(self._decoded, _DECODED_BYTES)
         self._prepared = emitter.at(self._sums, emitter.mul(self._padded, _SUMS_BYTES))
         self._corrections = emitter.at(self._prepared, emitter.mul(self._padded, self._k_in))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
+from ternary_kernels.native.elementary import rescale
 from ternary_kernels.native.emit import (
     F32,
     I8,
@@ -37,7 +38,6 @@ from ternary_kernels.native.lookup_codes import (
     Place,
     RunReader,
     look_up,
-    own_scratch,
     read_runs,
 )
 
@@ -75,7 +75,7 @@ class _FewTokens:
         self._tile_groups = emitter.builder.udiv(self._tile_rows, emitter.index(GROUP))
         self._tokens = emitter.argument(Argument.TOKENS)
         self._k_in = emitter.argument(Argument.K_IN)
-        self._sums = own_scratch(emitter)
+        self._sums = emitter.of_member(Argument.SCRATCH)
         self._runs = read_runs(emitter, held)
 
     def write(self) -> None:
@@ -198,9 +198,7 @@ class _FewTokens:
 
 def scaled(emitter: Emitter, sums: Value, token: Value) -> Value:
     """Sums of 32 rows as float32 / activation scale * weight scale."""
-    builder = emitter.builder
     scale = emitter.load(F32, emitter.argument(Argument.SCALES, POINTER), emitter.mul(token, 4))
     weights = emitter.argument(Argument.WEIGHTS, POINTER)
     weight_scale = emitter.load(F32, weights, emitter.argument(Argument.WEIGHT_SCALE))
-    quotient = builder.fdiv(builder.sitofp(sums, vector(F32, GROUP)), emitter.splat(scale, GROUP))
-    return builder.fmul(quotient, emitter.splat(weight_scale, GROUP))
+    return rescale(emitter, sums, scale, weight_scale)

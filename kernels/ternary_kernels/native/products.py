@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from ternary_kernels.activations import Quantized
 from ternary_kernels.formats import Bytes
 from ternary_kernels.matmul import Matmul
+from ternary_kernels.memory import address, aligned
 from ternary_kernels.native import activations, compiler, rowwise
 from ternary_kernels.native.codecs import Q6, Q8, TQ2, Codec, Half, Single, TwoBit
 from ternary_kernels.native.isa import Isa, best
 from ternary_kernels.native.rowwise import Argument
-from ternary_kernels.native.words import Words, address, aligned
+from ternary_kernels.native.words import Words
 from ternary_kernels.team import Team
 
 _FEW_TOKENS = 4

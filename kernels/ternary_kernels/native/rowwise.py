@@ -11,8 +11,8 @@ from itertools import groupby
 
 from ternary_kernels.native import activations
 from ternary_kernels.native.codecs import Codec, Half, TwoBit, zero_sums
-from ternary_kernels.native.elementary import sums_of
-from ternary_kernels.native.emit import F32, I8, I32, I64, POINTER, Build, Emitter, Index, Value, Variable, vector
+from ternary_kernels.native.elementary import rescale, sums_of
+from ternary_kernels.native.emit import F32, I32, POINTER, Build, Emitter, Index, Value, Variable, vector
 from ternary_kernels.native.tiles import Tokens, load_part, multiply, multiply_part, prefetch_step
 
 
@@ -190,8 +190,7 @@ class _Operands:
             )
         )
         self._n_out = emitter.argument(Argument.N_OUT)
-        word = emitter.add(emitter.mul(emitter.member, 8), 8 * Argument.SCRATCH)
-        self.scratch = emitter.builder.inttoptr(emitter.load(I64, emitter.arguments, word), POINTER)
+        self.scratch = emitter.of_member(Argument.SCRATCH)
         if isinstance(codec, TwoBit) and not codec.scaled:
             end = emitter.mul(self._n_out, emitter.argument(Argument.ROW_BYTES))
             self._weight_scale = emitter.load(F32, emitter.argument(Argument.ROWS, POINTER), end)
@@ -227,13 +226,12 @@ class _Operands:
         emitter, builder = self._emitter, self._emitter.builder
         total = sums_of(emitter, sums)
         if self._codec.integer:
-            if not self._codec.scaled:
-                excess = emitter.load(I32, self._sums, emitter.mul(token, 4))
-                total = builder.sitofp(builder.sub(total, emitter.splat(excess, ROWS)), vector(F32, ROWS))
             scale = emitter.load(F32, self._scales, emitter.mul(token, 4))
-            total = builder.fdiv(total, emitter.splat(scale, ROWS))
-            if not self._codec.scaled:
-                total = builder.fmul(total, emitter.splat(self._weight_scale, ROWS))
+            if self._codec.scaled:
+                total = builder.fdiv(total, emitter.splat(scale, ROWS))
+            else:
+                excess = emitter.load(I32, self._sums, emitter.mul(token, 4))
+                total = rescale(emitter, builder.sub(total, emitter.splat(excess, ROWS)), scale, self._weight_scale)
         place = emitter.mul(emitter.add(emitter.mul(token, self._n_out), row), 4)
         with emitter.when(emitter.add(row, ROWS), "<=", stop):
             emitter.store(total, self._out, place)
@@ -277,10 +275,9 @@ def _multiply_decoded(
         return _multiply_blocks(emitter, codec, rows, tokens)
     builder, width = emitter.builder, codec.isa.vector_bytes
     sums = [[Variable(emitter, zero_sums(codec)) for _ in tokens.pointers] for _ in rows]
-    kind = vector(I8, width) if codec.integer else vector(F32, codec.isa.floats)
     bytes_ = token_bytes(codec, k_in) // width * width
     with emitter.loop(0, bytes_, width) as at:
-        weights = [emitter.load(kind, row, at) for row in rows]
+        weights = [load_part(emitter, codec, row, at) for row in rows]
         for token_index, token in enumerate(tokens.pointers):
             given = load_part(emitter, codec, token, at)
             for row_sums, row_weights in zip(sums, weights, strict=True):
@@ -312,7 +309,7 @@ def _multiply_blocks(emitter: Emitter, codec: Codec, rows: list[Value], tokens: 
         local: list[list[Value | None]] = [[None] * len(tokens.pointers) for _ in rows]
         for part in range(parts):
             offset = emitter.add(at, part * width)
-            weights = [emitter.load(vector(I8, width), row, offset) for row in rows]
+            weights = [load_part(emitter, codec, row, offset) for row in rows]
             for token_index, token in enumerate(tokens.pointers):
                 given = load_part(emitter, codec, token, offset)
                 for row_local, row_weights in zip(local, weights, strict=True):

@@ -85,10 +85,10 @@ def prefetch_step(emitter: Emitter, codec: Codec, row: Value, offset: Value) -> 
         emitter.read_ahead(row, emitter.add(offset, line))
 
 
-def load_part(emitter: Emitter, codec: Codec, token: Value, offset: Index) -> Value:
-    """Load a token's prepared activations for one part."""
+def load_part(emitter: Emitter, codec: Codec, start: Value, offset: Index) -> Value:
+    """Load one part, of a token's prepared activations or of a decoded row."""
     kind = vector(I8, codec.isa.vector_bytes) if codec.integer else vector(F32, codec.isa.floats)
-    return emitter.load(kind, token, offset)
+    return emitter.load(kind, start, offset)
 
 
 def multiply_part(emitter: Emitter, codec: Codec, total: Value | None, weights: Value, activations: Value) -> Value:

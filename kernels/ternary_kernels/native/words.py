@@ -1,14 +1,13 @@
-"""Arguments of compiled kernels, and the memory they point to."""
+"""Arguments of compiled kernels."""
 
 from __future__ import annotations
 
 import ctypes
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-LINE_BYTES = 64
+from ternary_kernels.memory import address
 
 
 class Words:
@@ -34,15 +33,3 @@ class Words:
         if self._pointed.get(index) is not array:
             self._pointed[index] = array
             self._words[index] = address(array)
-
-
-def address(array: NDArray[Any]) -> int:
-    """Where an array's elements start; cheaper than ``array.ctypes.data``."""
-    return int(array.__array_interface__["data"][0])
-
-
-def aligned(size_bytes: int) -> NDArray[np.uint8]:
-    """Uninitialised memory that starts at a cache line: vectors that lie across two take twice as long to load."""
-    memory = np.empty(size_bytes + LINE_BYTES, np.uint8)
-    start = -address(memory) % LINE_BYTES
-    return memory[start : start + size_bytes]

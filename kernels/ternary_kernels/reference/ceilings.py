@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary_kernels.memory import LINE_BYTES
 from ternary_kernels.team import Team, share
 
 PEAK_SIZE = 384, 384, 1024
@@ -14,8 +15,6 @@ PEAK_SIZE = 384, 384, 1024
 
 arithmetic: Literal["float32"] = "float32"
 """What ``Peak`` multiplies."""
-
-_LINE_BYTES = 64
 
 
 def read(team: Team, data: NDArray[np.uint8]) -> None:
@@ -25,8 +24,8 @@ def read(team: Team, data: NDArray[np.uint8]) -> None:
         team: The threads.
         data: uint8, one-dimensional and contiguous.
     """
-    lines = data.size // _LINE_BYTES
-    words = data[: lines * _LINE_BYTES].view(np.uint64).reshape(lines, _LINE_BYTES // 8)
+    lines = data.size // LINE_BYTES
+    words = data[: lines * LINE_BYTES].view(np.uint64).reshape(lines, LINE_BYTES // 8)
 
     def work(member: int) -> None:
         # Or needs no memory for its result.

@@ -8,10 +8,11 @@ import time
 import numpy as np
 import pytest
 
+from ternary_kernels.memory import LINE_BYTES, address, aligned
 from ternary_kernels.native import compiler
 from ternary_kernels.native.emit import I64, POINTER, Variable
 from ternary_kernels.native.isa import PATHS
-from ternary_kernels.native.words import LINE_BYTES, Words, address, aligned
+from ternary_kernels.native.words import Words
 from ternary_kernels.team import Team
 
 MOST_MEMBERS = 8
