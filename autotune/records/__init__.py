@@ -18,6 +18,8 @@ from autotune.records.host import (
 from autotune.records.measurement import (
     Campaign,
     Failure,
+    GpuClocks,
+    GpuRun,
     Measurement,
     Noise,
     Outcome,
@@ -40,6 +42,7 @@ from autotune.records.result import (
     Result,
     SearchReport,
     SiteKernels,
+    SplitFigures,
     Study,
     Workload,
 )
@@ -60,6 +63,8 @@ __all__ = [
     "Fingerprint",
     "FormatCandidate",
     "Gpu",
+    "GpuClocks",
+    "GpuRun",
     "Gpus",
     "HeldOut",
     "Host",
@@ -80,6 +85,7 @@ __all__ = [
     "SearchReport",
     "Site",
     "SiteKernels",
+    "SplitFigures",
     "Study",
     "Tier",
     "Versions",

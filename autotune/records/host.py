@@ -129,12 +129,14 @@ class Kernel(Record, frozen=True):
     """Whether one kernel can run here with one weight format."""
 
     kernel: str
-    """Name of the implementation: ``native``, ``amx``, ``numpy``."""
+    """Name of the implementation: ``native``, ``amx``, ``numpy``; on GPUs ``triton``, ``torch``."""
     format: str
     path: str | None
-    """The instruction set that it would use (``avx512_vnni``); None where it has no such thing, or can't run."""
+    """The instruction set that it would use (``avx512_vnni``, ``sm_90``); None where it has no such thing, or can't
+    run."""
     reason: str | None
     """Why it can't run here; None: it can."""
+    device: Literal["cpu", "gpu"] = "cpu"
 
 
 class Host(Record, frozen=True):

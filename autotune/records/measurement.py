@@ -8,29 +8,39 @@ from typing import Literal
 from autotune.records.base import Record
 from autotune.records.host import Kernel
 
-Op = Literal["matmul", "attention", "layer_ops", "read", "peak"]
+Op = Literal["matmul", "attention", "layer_ops", "read", "peak", "upload", "download", "handover"]
+Launch = Literal["eager", "graph"]
 FailureKind = Literal["wrong_result", "crashed", "hung", "out_of_memory", "unsupported", "budget"]
 
 
-class Point(Record, frozen=True):
+class Point(Record, frozen=True, omit_defaults=True):
     """One thing to time: an operation with its sizes, on a device, with a number of threads."""
 
     op: Op
     """matmul: a site's product. attention: scores and values over the KV cache, one layer. layer_ops: norms, activation
-    quantisation, gate, one layer. read, peak: the host's ceilings (streaming reads; multiply-adds)."""
+    quantisation, gate, one layer. read, peak: the device's ceilings (streaming reads, on a GPU a copy, whose bytes count
+    when read and when written; multiply-adds). upload, download: bytes from host memory to a GPU's and back. handover: a
+    step that passes through a GPU, its activations uploaded, the result downloaded and waited for."""
     device: str
     """``cpu``, ``cuda:0``, ..."""
     kernel: str
-    """The kernel implementation, for example ``numpy``."""
+    """The kernel implementation, for example ``numpy``; of transfers the host memory's kind, ``pinned`` or
+    ``pageable``."""
     threads: int
+    """On the CPU; 1 on a GPU, which one host thread drives."""
     m: int = 0
     """Tokens multiplied at once (activation rows)."""
     format: str = ""
     """Weight format of a matmul; of the other operations what they calculate with."""
     n_out: int = 0
     k_in: int = 0
+    """Of ``read`` and of transfers the bytes."""
     context: int = 0
     """Tokens in the KV cache before this step, for attention."""
+    sequences: int = 1
+    """Sequences of m tokens each that a GPU's attention takes at once."""
+    launch: Launch | None = None
+    """How a GPU's work was launched: call by call, or replayed from a CUDA graph; None on the CPU."""
 
 
 class Measurement(Record, frozen=True, tag="measurement"):
@@ -117,6 +127,42 @@ class Noise(Record, frozen=True):
         return "very noisy" if width > 0.10 else "noisy"
 
 
+class GpuClocks(Record, frozen=True):
+    """What a GPU's clocks did while it was timed, as NVML told; None where it doesn't say."""
+
+    lowest_sm_hz: float | None
+    highest_sm_hz: float | None
+    memory_hz: float | None
+    throttle_reasons: tuple[str, ...]
+    """Why clocks were held back at some time, in NVML's words: ``sw_power_cap``, ``hw_thermal_slowdown``."""
+    busy_before: float | None
+    """Share of time that the GPU was busy before anything was timed, with other processes' work: 0 to 1."""
+
+
+class GpuRun(Record, frozen=True):
+    """What timing a GPU told beside its points, or why it wasn't timed."""
+
+    devices: tuple[str, ...]
+    """GPUs for which the points of the first one count: they are identical, so one is timed."""
+    failure: str | None
+    """Why nothing can be decided about them, in words; None: they were timed."""
+    noise: Noise | None = None
+    spent_s: float = 0.0
+    cold_bytes: int = 0
+    """Memory through which weights rotate on the GPU: more than twice its L2 cache."""
+    context_bytes: int = 0
+    """Device memory that a process takes before it has a tensor: context, libraries, kernels; measured."""
+    host_bytes: int = 0
+    """Resident host memory of such a process."""
+    free_bytes: int | None = None
+    """Device memory that was free before the context."""
+    l2_bytes: int | None = None
+    multiprocessors: int | None = None
+    clocks: GpuClocks | None = None
+    libraries: dict[str, str] = {}
+    """What ran there, name to version: torch, triton, cuda (that torch was built for)."""
+
+
 class Campaign(Record, frozen=True):
     """All that one benchmark run measured on one host for one model."""
 
@@ -132,6 +178,8 @@ class Campaign(Record, frozen=True):
     """The kernel that ``--kernel`` asked for; None: all that can run were rivals."""
     kernels: tuple[Kernel, ...] = ()
     """The kernels there are for the formats timed, and which of them could run."""
+    gpus: tuple[GpuRun, ...] = ()
+    """One entry per kind of GPU; noise, cold memory and overhead above are the CPU's."""
 
     def measurements(self) -> tuple[Measurement, ...]:
         """The points that were timed."""

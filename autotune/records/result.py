@@ -91,6 +91,18 @@ class Candidate(Record, frozen=True):
     predicted: Figures
 
 
+class SplitFigures(Record, frozen=True):
+    """The best that can be done with so many layers on GPUs: one point of the curve over the split."""
+
+    gpu_layers: int
+    best: Configuration | None
+    """None: no configuration with so many fits the memory and keeps the limits."""
+    tokens_per_s: float | None
+    tpot_s: float | None
+    broken: Literal["memory", "limits"] | None
+    """What keeps the best from being feasible; None: nothing does."""
+
+
 class HeldOut(Record, frozen=True):
     """Prediction error on what a fit didn't see: relative, absolute value."""
 
@@ -103,7 +115,7 @@ class HeldOut(Record, frozen=True):
 
 
 class CostModelReport(Record, frozen=True):
-    """Which form the cost model took on this host and how well it predicts."""
+    """Which form the cost model took for a device and how well it predicts."""
 
     roofline: Literal["sum", "max"]
     """How memory and compute time combine: chosen by held-out error."""
@@ -112,6 +124,7 @@ class CostModelReport(Record, frozen=True):
     operations_per_s: dict[str, float]
     """Measured multiply and add operations per second, per thread count."""
     held_out: tuple[HeldOut, ...]
+    device: str = "cpu"
 
 
 class SiteKernels(Record, frozen=True):
@@ -124,6 +137,7 @@ class SiteKernels(Record, frozen=True):
     """Kernel by the tokens multiplied at once, those timed from 1 to the batch size (JSON keys are strings)."""
     prefill: dict[str, str]
     """The same up to the prefill chunk; empty for the head, through which only a prompt's last token goes."""
+    device: str = "cpu"
 
 
 class Study(Record, frozen=True):
@@ -175,6 +189,8 @@ class Decision(Record, frozen=True):
     search: SearchReport
     other_formats: tuple[FormatCandidate, ...] = ()
     """The best in each other weight format, where the format was searched for as well (``--format auto``)."""
+    split_curve: tuple[SplitFigures, ...] = ()
+    """The best with 0, 1, ... and all layers on GPUs; empty on a host without a GPU that was timed."""
 
 
 class Result(Record, frozen=True):
@@ -190,6 +206,7 @@ class Result(Record, frozen=True):
     workload: Workload
     decision: Decision
     cost_model: CostModelReport
+    """The CPU's."""
     campaign: Campaign
     tune_time_s: float
     warnings: tuple[str, ...] = ()
@@ -197,3 +214,5 @@ class Result(Record, frozen=True):
     """The fastest kernel of each distinct site."""
     alternatives: tuple[Model, ...] = ()
     """The model in the other weight formats that were compared (``--format auto``)."""
+    gpu_cost_models: tuple[CostModelReport, ...] = ()
+    """One per kind of GPU that was timed."""
