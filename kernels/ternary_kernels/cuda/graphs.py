@@ -1,0 +1,77 @@
+"""CUDA graphs: work is recorded once and launched as a whole, so that no launch waits for the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+Call = Callable[[], object]
+
+
+def capture(call: Call, repeats: int, device: torch.device | str) -> Call:
+    """Record so many calls, one after the other, and return what replays them all.
+
+    What a call allocates is taken from memory that all graphs of the process share, so they must be replayed one after
+    the other; what they compute doesn't outlive the next replay of any.
+
+    Args:
+        call: Work for a device that neither waits for it nor depends on what it computed.
+        repeats: How often it is recorded, at least once. It may use other memory each time.
+        device: Where the work runs. There are graphs on CUDA alone; on another device the calls are made as they are.
+
+    Raises:
+        ValueError: Fewer repeats than one.
+        RuntimeError: The work can't be recorded.
+    """
+    if repeats < 1:
+        raise ValueError(f"graph: expected at least one call, got {repeats}")
+    if torch.device(device).type != "cuda":
+        return _Calls(call, repeats)
+    stream = _stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # Kernels are compiled and libraries set up by a first call, which can't be recorded.
+        call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=_pool(), stream=stream):
+        for _ in range(repeats):
+            call()
+    return _Replay(graph, call)
+
+
+class _Calls:
+    """Makes the calls as they are."""
+
+    def __init__(self, call: Call, repeats: int) -> None:
+        self._call = call
+        self._repeats = repeats
+
+    def __call__(self) -> None:
+        for _ in range(self._repeats):
+            self._call()
+
+
+class _Replay:
+    """Replays a graph. It keeps the call, whose tensors the graph knows by their addresses alone."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, call: Call) -> None:
+        self._graph = graph
+        self._call = call
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+
+@cache
+def _pool() -> Any:
+    """Memory for what calls allocate: a graph of its own for each would keep as much as all of them together."""
+    return torch.cuda.graph_pool_handle()
+
+
+@cache
+def _stream() -> Any:
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -1,0 +1,221 @@
+"""What a layer does besides its products, in torch's operations: attention over the KV cache, norm, rotation, gate."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ternary_kernels.cuda.activations import Quantized, quantize
+from ternary_kernels.reference import layer_ops as reference
+from ternary_kernels.reference.layer_ops import EPSILON, Activation
+
+
+class Attention:
+    """Grouped-query attention of m new tokens of each of several sequences over F16 KV caches.
+
+    It is torch's own ``scaled_dot_product_attention`` in float16: on a GPU a flash kernel, where there is one for the
+    geometry.
+
+    Args:
+        heads: Query heads, a multiple of ``kv_heads``.
+        kv_heads: Key and value heads.
+        head_dim: Elements per head.
+        sequences: Sequences decoded together; 1 in prefill.
+        m: New tokens of each: 1 in decode, a chunk in prefill.
+        context: Tokens in each cache before them.
+        device: Where all of it lies.
+
+    Attributes:
+        shape: Of queries and outputs, (sequences, m, heads, head_dim).
+        cache_shape: Of keys and values, (sequences, kv_heads, context + m, head_dim).
+
+    Raises:
+        ValueError: ``heads`` is no multiple of ``kv_heads``, or a size is out of range.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        sequences: int,
+        m: int,
+        context: int,
+        device: torch.device | str,
+    ) -> None:
+        sizes = heads, kv_heads, head_dim, sequences, m, context
+        if min(sizes[:-1]) < 1 or context < 0:
+            raise ValueError(f"attention: expected positive sizes, got {sizes}")
+        if heads % kv_heads:
+            raise ValueError(f"attention: expected heads to be a multiple of {kv_heads} KV heads, got {heads}")
+        self.shape = (sequences, m, heads, head_dim)
+        self.cache_shape = (sequences, kv_heads, context + m, head_dim)
+        self.device = torch.empty(0, device=device).device
+        self._unseen = None
+        if m > 1:
+            # Here and not above: it brings torch's compiler along, which takes the better part of a second.
+            from torch.nn.attention.bias import causal_lower_right
+
+            # The library's own causal flag counts from the first key; this counts from the last, without a mask.
+            self._unseen = causal_lower_right(m, context + m)
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> Tensor:
+        """Attend; token i of a sequence sees its cache and its new tokens up to itself.
+
+        Args:
+            query: float32, which is rounded to float16, or float16; shape (sequences, m, heads, head_dim), rotated.
+            keys: float16, shape (sequences, kv_heads, context + m, head_dim), rotated, the new tokens' last.
+            values: float16, shape (sequences, kv_heads, context + m, head_dim).
+            out: float32 or float16, shape (sequences, m, heads, head_dim), overwritten.
+
+        Returns:
+            ``out``.
+
+        Raises:
+            ValueError: A shape, dtype or device differs, or a tensor isn't contiguous; names what was expected and
+                what came.
+        """
+        single, half = torch.float32, torch.float16
+        for name, tensor, shape, dtypes in (
+            ("query", query, self.shape, (single, half)),
+            ("keys", keys, self.cache_shape, (half,)),
+            ("values", values, self.cache_shape, (half,)),
+            ("out", out, self.shape, (single, half)),
+        ):
+            matches = tensor.shape == shape and tensor.dtype in dtypes and tensor.device == self.device
+            if not matches or not tensor.is_contiguous():
+                wanted = " or ".join(str(dtype) for dtype in dtypes)
+                order = "" if tensor.is_contiguous() else "non-contiguous "
+                raise ValueError(
+                    f"attention {name}: expected {wanted} of shape {shape} on {self.device}, "
+                    f"got {order}{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+                )
+        by_head = query.to(half).transpose(1, 2)
+        mixed = functional.scaled_dot_product_attention(by_head, keys, values, self._unseen, enable_gqa=True)
+        return out.copy_(mixed.transpose(1, 2))
+
+
+class Inputs(NamedTuple):
+    """Quantised activations that a layer's products take.
+
+    Attributes:
+        attention: Of q, k and v.
+        output: Of o.
+        gate: Of gate and up.
+        down: Of down.
+    """
+
+    attention: Quantized
+    output: Quantized
+    gate: Quantized
+    down: Quantized
+
+
+class Workspace:
+    """What the small operations of a layer work on: the numbers that ``reference.layer_ops.Workspace`` draws.
+
+    Args:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the gate.
+        heads: Query heads.
+        kv_heads: Key heads.
+        head_dim: Elements per head, even.
+        m: Tokens.
+        device: Where it lies.
+
+    Attributes:
+        stream: float32, shape (m, hidden_size): the residual stream.
+        query: float32, shape (m, heads, head_dim).
+        key: float32, shape (m, kv_heads, head_dim).
+        gated: float32, shape (m, intermediate_size); stands for the gate's and for the up product's output.
+        cos: float32, shape (m, head_dim / 2); ``sin`` alike.
+        norms: Three norms' weights, float32: of hidden_size, heads * head_dim and intermediate_size elements.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        m: int,
+        device: torch.device | str,
+    ) -> None:
+        drawn = reference.Workspace(hidden_size, intermediate_size, heads, kv_heads, head_dim, m)
+
+        def put(array: reference.Floats) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        self.stream, self.query, self.key = put(drawn.stream), put(drawn.query), put(drawn.key)
+        self.gated, self.cos, self.sin = put(drawn.gated), put(drawn.cos), put(drawn.sin)
+        self.norms = [put(weight) for weight in drawn.norms]
+
+
+class SmallOps:
+    """All of a layer but its products and attention, on m tokens, in the order a layer runs them.
+
+    They are those of ``reference.layer_ops.SmallOps``, of the same numbers.
+
+    Args:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the gate.
+        heads: Query heads.
+        kv_heads: Key heads.
+        head_dim: Elements per head, even.
+        activation: The gate's function.
+        m: Tokens.
+        device: Where they lie.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        activation: Activation,
+        m: int,
+        device: torch.device | str,
+    ) -> None:
+        self._activation = activation
+        self._memory = Workspace(hidden_size, intermediate_size, heads, kv_heads, head_dim, m, device)
+
+    def __call__(self) -> Inputs:
+        """Run them; returns what the layer's products would take."""
+        memory = self._memory
+        stream_norm, attention_norm, gate_norm = memory.norms
+        attention = quantize(rms_norm(memory.stream, stream_norm))
+        rotated = rotate(memory.query, memory.cos, memory.sin)
+        rotate(memory.key, memory.cos, memory.sin)
+        output = quantize(rms_norm(rotated.flatten(1), attention_norm))
+        total = memory.stream + memory.stream
+        into_gate = quantize(rms_norm(total, stream_norm))
+        down = quantize(rms_norm(gate(memory.gated, memory.gated, self._activation), gate_norm))
+        total += memory.stream
+        return Inputs(attention, output, into_gate, down)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float = EPSILON) -> Tensor:
+    """Root-mean-square norm of each token: x (m, n), weight (n,), to (m, n)."""
+    return functional.rms_norm(x, weight.shape, weight, epsilon)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding, halves of a head as pairs: x (m, heads, d), cos and sin (m, d / 2)."""
+    first, second = x.chunk(2, dim=2)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
+
+
+def gate(gated: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """activation(gated) * up, both (m, n)."""
+    if activation == "relu2":
+        return functional.relu(gated).square_() * up
+    if activation == "silu":
+        return functional.silu(gated) * up
+    return functional.gelu(gated, approximate="tanh") * up

@@ -1,0 +1,60 @@
+"""The ways to do what is no product on a GPU: alike in what they say, and chosen by name."""
+
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from ternary_kernels.cuda.backends import BACKENDS, get_backend
+
+USABLE = [name for name in BACKENDS if name == "torch" or find_spec("triton") is not None]
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu2", "gelu"])
+@pytest.mark.parametrize("m", [1, 3])
+def test_small_operations_agree(device, activation, m):
+    found = [get_backend(name).small_ops(64, 176, 6, 2, 16, activation, m, device)() for name in USABLE]
+    for inputs in found[1:]:
+        for first, second in zip(found[0], inputs, strict=True):
+            assert (first.values.int() - second.values.int()).abs().max() <= 1
+            torch.testing.assert_close(first.scale, second.scale, rtol=1e-5, atol=0)
+            assert torch.equal(second.sums, second.values.sum(dim=1, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_a_quantizer_reads_what_the_tensor_holds_then(name, device):
+    """Made once, it is called for each step's activations, and agrees with every other one to the last bit."""
+    x = torch.zeros(3, 100, device=device)
+    quantize = get_backend(name).quantizer(x)
+    plain = get_backend("torch").quantizer(x)
+    x.copy_(torch.from_numpy(np.random.default_rng(0).standard_normal((3, 100), np.float32)))
+    assert all(torch.equal(*pair) for pair in zip(quantize(), plain(), strict=True))
+    assert quantize().values.any()
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_attention_is_built_for_a_geometry(name, device):
+    backend = get_backend(name)
+    assert backend.name == name
+    attention = backend.attention(4, 2, 16, 2, 1, 7, device)
+    query, cache = torch.randn(2, 1, 4, 16, device=device), torch.ones(2, 2, 8, 16, device=device).half()
+    out = attention(query, cache, cache, torch.empty_like(query))
+    assert torch.equal(out, torch.ones_like(out))
+
+
+def test_a_name_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="no backend 'native' for a GPU: expected one of triton, torch"):
+        get_backend("native")
+
+
+def test_without_triton_its_backend_says_why_and_torchs_works(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ternary_kernels.cuda.triton_layer", None)
+    get_backend.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"backend 'triton' can't be used here: .*triton_layer"):
+            get_backend("triton")
+        assert get_backend("torch").name == "torch"
+    finally:
+        get_backend.cache_clear()
