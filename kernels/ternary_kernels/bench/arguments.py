@@ -54,12 +54,12 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--model",
         action="append",
-        type=_model,
+        type=read_model,
         metavar="NAME",
         help=f"a model whose shapes to time, repeatable (default: {DEFAULT_MODEL}); one of {', '.join(MODELS)}",
     )
     parser.add_argument(
-        "--shape", action="append", type=_shape, metavar="N_OUTxK_IN", help="a shape of your own, repeatable"
+        "--shape", action="append", type=read_shape, metavar="N_OUTxK_IN", help="a shape of your own, repeatable"
     )
     parser.add_argument(
         "--format",
@@ -79,7 +79,7 @@ def make_parser() -> Parser:
         "--m",
         action="extend",
         nargs="+",
-        type=_tokens,
+        type=read_tokens,
         metavar="M",
         help=f"tokens at once (default: {_TOKENS_TEXT})",
     )
@@ -98,7 +98,7 @@ def make_parser() -> Parser:
         help="whether each call finds its weights in memory, as decode does, or where the last one left them",
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=60.0, metavar="S", help="time for the samples (default: 60)"
+        "--seconds", type=read_seconds, default=60.0, metavar="S", help="time for the samples (default: 60)"
     )
     parser.add_argument(
         "--arena-mib",
@@ -111,7 +111,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--ggml", type=Path, metavar="FOLDER", help="ggml's libraries (default: the package libggml-python)"
     )
-    parser.add_argument("--json", type=_target, metavar="FILE", help="write raw samples and figures there")
+    parser.add_argument("--json", type=read_target, metavar="FILE", help="write raw samples and figures there")
     return parser
 
 
@@ -139,14 +139,16 @@ def parse(parser: Parser, argv: list[str] | None, usable_cpus: int) -> Arguments
     return arguments
 
 
-def _model(text: str) -> str:
+def read_model(text: str) -> str:
+    """A model's name, in any case."""
     by_lower_case = {name.lower(): name for name in MODELS}
     if text.lower() not in by_lower_case:
         raise argparse.ArgumentTypeError(f"expected one of {', '.join(MODELS)}, got {text!r}")
     return by_lower_case[text.lower()]
 
 
-def _shape(text: str) -> Shape:
+def read_shape(text: str) -> Shape:
+    """Rows and columns, like 6912x2560."""
     sizes = re.fullmatch(r"([1-9][0-9]{0,5})[xX]([1-9][0-9]{0,5})", text)
     if sizes is None:
         raise argparse.ArgumentTypeError(f"expected rows x columns like 6912x2560, got {text!r}")
@@ -159,13 +161,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _tokens(text: str) -> int:
+def read_tokens(text: str) -> int:
+    """A number of tokens."""
     if _count(text) > MOST_TOKENS:
         raise argparse.ArgumentTypeError(f"expected at most {MOST_TOKENS} tokens, got {text!r}")
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def read_seconds(text: str) -> float:
+    """A duration of at most a day."""
     try:
         seconds = float(text)
     except ValueError:
@@ -175,7 +179,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _target(text: str) -> Path:
+def read_target(text: str) -> Path:
     """A file that can be written, found out before the time is spent."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
