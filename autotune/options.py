@@ -8,6 +8,11 @@ from autotune.errors import BudgetError, UsageError
 
 DEFAULT_BUDGET_S = 24.0
 QUICK_BUDGET_S = 7.5
+GPU_BUDGET_S = 12.0
+"""What a GPU adds to the default budget: starting torch on it and compiling its kernels take most of that."""
+
+RECORDED_MODEL = "bitnet-b1.58-2B-4T"
+"""The model that a host is recorded with unless a user names others."""
 AUTO = "auto"
 """The weight format's name that has the tuner choose one."""
 
@@ -67,6 +72,16 @@ def check_budget(budget_s: float | None, *, quick: bool) -> float:
             f"a budget of {budget_s:g} s is too small: starting the benchmark alone takes about {_MIN_BUDGET_S:g} s"
         )
     return budget_s
+
+
+def benchmark_budget_s(budget_s: float | None, *, quick: bool, gpu: bool) -> float:
+    """The benchmark's budget on a host: what the user said, or the default, which is longer where there is a GPU.
+
+    Raises:
+        UsageError, BudgetError: As for ``check_budget``.
+    """
+    checked_s = check_budget(budget_s, quick=quick)
+    return checked_s + GPU_BUDGET_S if budget_s is None and gpu else checked_s
 
 
 def counted_budget_s(budget_s: float, *, quick: bool) -> float:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Libraries whose version may change a measurement or a search.
-_LIBRARIES = frozenset({"llvmlite", "numpy", "optuna", "threadpoolctl", "torch"})
+_LIBRARIES = frozenset({"llvmlite", "numpy", "optuna", "threadpoolctl", "torch", "triton"})
 # What identifies a processor in /proc/cpuinfo, on x86 and on Arm.
 _X86_FIELDS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
 _ARM_FIELDS = ("CPU implementer", "CPU part", "CPU variant", "CPU revision", "Features")

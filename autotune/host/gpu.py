@@ -27,7 +27,7 @@ def read_gpus(environ: Mapping[str, str], nvml: Any) -> Gpus:
     CUDA_VISIBLE_DEVICES is followed as CUDA does: indices, unambiguous beginnings of UUIDs and MIG UUIDs;
     the first entry that names no device ends the list. Indices are NVML's (PCI order), which are CUDA's where
     all GPUs are of one kind or CUDA_DEVICE_ORDER is PCI_BUS_ID. A GPU in MIG mode is listed as its instances;
-    of these CUDA opens one per process.
+    of these CUDA opens one per process, so the others are not usable.
     Source: CUDA Programming Guide, "CUDA Environment Variables"; NVIDIA MIG User Guide.
 
     Args:
@@ -59,7 +59,18 @@ def _list_devices(environ: Mapping[str, str], nvml: Any) -> Gpus:
     if devices and visible is not None:
         devices = _select(boards, visible)
         absent_reason = None if devices else f"hidden by CUDA_VISIBLE_DEVICES={visible!r}"
-    return Gpus(devices=tuple(devices), driver_version=driver, absent_reason=absent_reason)
+    return Gpus(devices=tuple(_one_instance(devices)), driver_version=driver, absent_reason=absent_reason)
+
+
+def _one_instance(devices: list[Gpu]) -> list[Gpu]:
+    """The same, those unusable that CUDA hides from a process: it shows whole GPUs, or a single MIG instance."""
+    able = [gpu for gpu in devices if gpu.unusable_reason is None]
+    if able and able[0].mig:
+        hidden, reason = able[1:], "CUDA shows a process a single MIG instance, and that is another one"
+    else:
+        hidden, reason = [gpu for gpu in able if gpu.mig], "CUDA shows a process no MIG instance beside whole GPUs"
+    reason += ": CUDA_VISIBLE_DEVICES can name this one"
+    return [msgspec.structs.replace(gpu, unusable_reason=reason) if gpu in hidden else gpu for gpu in devices]
 
 
 class _Board(NamedTuple):

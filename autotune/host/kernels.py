@@ -6,14 +6,22 @@ from collections.abc import Sequence
 
 from msgspec.structs import asdict
 
-from autotune.records import Cpu, Kernel
+from autotune.records import Host, Kernel
+from ternary_kernels.cuda.support import available_on_gpu
 from ternary_kernels.formats import get_format
 from ternary_kernels.registry import available
 
 
-def find_kernels(cpu: Cpu) -> tuple[Kernel, ...]:
-    """Every kernel with every format it is written for, the one expected to be fastest first."""
-    return tuple(Kernel(*found) for found in available(cpu.architecture, cpu.isa))
+def find_kernels(host: Host) -> tuple[Kernel, ...]:
+    """Every kernel with every format it is written for, the one expected to be fastest first, the CPU's before GPUs'.
+
+    Where a host has GPUs of several compute capabilities, the latest counts; without any there are no kernels for them.
+    """
+    on_cpu = available(host.cpu.architecture, host.cpu.isa)
+    gpus = host.gpus.usable.values()
+    capabilities = [gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None]
+    on_gpu = available_on_gpu(max(capabilities, default=None)) if gpus else ()
+    return (*(Kernel(*found) for found in on_cpu), *(Kernel(*found, "gpu") for found in on_gpu))
 
 
 def to_json(kernels: Sequence[Kernel]) -> list[dict[str, object]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from autotune.records import Host, Tier
+from autotune.records import Tier
 from autotune.records.host import TierName
 
 # The reference model, BitNet b1.58 2B-4T: its published I2_S file, and its 2,084,044,800 ternary weights plus
@@ -22,33 +24,59 @@ _TIERS: tuple[tuple[float, TierName, str], ...] = (
 )
 
 
-def classify(host: Host, read_bytes_per_s: float, peak_ops_per_s: float) -> Tier:
-    """Place a host by the highest rate at which it could decode the reference model.
+class Speed(NamedTuple):
+    """What was measured of a device, for placing its host.
+
+    Attributes:
+        device: ``cpu``, ``cuda:0``, ...
+        memory_bytes: Usable memory.
+        read_bytes_per_s: The best streaming read bandwidth.
+        operations_per_s: Multiply and add operations per second.
+    """
+
+    device: str
+    memory_bytes: int
+    read_bytes_per_s: float
+    operations_per_s: float
+
+    @property
+    def streamed(self) -> float:
+        """Tokens/s of the reference model at which its weights can be read."""
+        return self.read_bytes_per_s / _REFERENCE_BYTES
+
+    @property
+    def computed(self) -> float:
+        """Tokens/s of the reference model that can be multiplied."""
+        return self.operations_per_s / _REFERENCE_OPERATIONS
+
+    @property
+    def rate(self) -> float:
+        """Tokens/s of the reference model at most; 0 if the memory can't hold it."""
+        return 0.0 if self.memory_bytes < _REFERENCE_BYTES else min(self.streamed, self.computed)
+
+
+def classify(devices: Sequence[Speed]) -> Tier:
+    """Place a host by the highest rate at which one of its devices could decode the reference model.
 
     One token needs every weight once, so the rate is at most bandwidth / file size and at most peak /
     operations; the lower of the two counts. Below 10 tokens/s, about the pace of silent reading, a host is
     Low; from 40 on, where one user no longer waits, High; from 150 on, enough for several users at once,
     Extreme. In bandwidth these bars are 12 GB/s (single-board computers lie below), 48 GB/s (about two
-    channels of DDR4) and 178 GB/s (several channels of a server, or a GPU). A host whose usable memory can't
-    hold the model is Low, however fast.
+    channels of DDR4) and 178 GB/s (several channels of a server, or a GPU). A device whose usable memory can't
+    hold the model doesn't count; a host without another is Low, however fast.
 
     Args:
-        host: The host, for its usable memory.
-        read_bytes_per_s: The best streaming read bandwidth measured on any device.
-        peak_ops_per_s: Multiply and add operations per second, measured on the same device.
+        devices: What was measured, the CPU first.
     """
-    streamed, computed = read_bytes_per_s / _REFERENCE_BYTES, peak_ops_per_s / _REFERENCE_OPERATIONS
-    rate = min(streamed, computed)
-    if host.memory.usable_bytes < _REFERENCE_BYTES:
-        usable, needed = host.memory.usable_bytes / 1e9, _REFERENCE_BYTES / 1e9
-        return Tier(
-            name="Low",
-            reason=f"{usable:.2f} GB of usable memory can't hold {_REFERENCE} ({needed:.2f} GB)",
-        )
+    best = max(devices, key=lambda device: device.rate)
+    on = "" if best.device == "cpu" else f" on {best.device}"
+    if not best.rate:
+        usable, needed = best.memory_bytes / 1e9, _REFERENCE_BYTES / 1e9
+        return Tier("Low", f"{usable:.2f} GB of usable memory{on} can't hold {_REFERENCE} ({needed:.2f} GB)")
     bound = (
-        f"reading {read_bytes_per_s / 1e9:.1f} GB/s"
-        if streamed <= computed
-        else f"computing {peak_ops_per_s / 1e9:.1f} billion operations/s"
+        f"reading {best.read_bytes_per_s / 1e9:.1f} GB/s"
+        if best.streamed <= best.computed
+        else f"computing {best.operations_per_s / 1e9:.1f} billion operations/s"
     )
-    name, bars = next((name, bars) for below, name, bars in _TIERS if rate < below)
-    return Tier(name=name, reason=f"{bound} allows at most {rate:.1f} tokens/s of {_REFERENCE} ({name}: {bars})")
+    name, bars = next((name, bars) for below, name, bars in _TIERS if best.rate < below)
+    return Tier(name, f"{bound}{on} allows at most {best.rate:.1f} tokens/s of {_REFERENCE} ({name}: {bars})")

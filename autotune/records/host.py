@@ -103,6 +103,12 @@ class Gpus(Record, frozen=True):
     absent_reason: str | None
     """Why there are none in ``devices`` (no driver, no device, hidden by CUDA_VISIBLE_DEVICES)."""
 
+    @property
+    def usable(self) -> dict[str, Gpu]:
+        """Those that can be used, by CUDA's name for them: ``cuda:0`` is the first."""
+        able = [gpu for gpu in self.devices if gpu.unusable_reason is None]
+        return {f"cuda:{index}": gpu for index, gpu in enumerate(able)}
+
 
 class Versions(Record, frozen=True):
     """Software that changes what is measured."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import msgspec
+
 from autotune.records.base import Record
 from autotune.records.host import Kernel
 
@@ -18,9 +20,9 @@ class Point(Record, frozen=True, omit_defaults=True):
 
     op: Op
     """matmul: a site's product. attention: scores and values over the KV cache, one layer. layer_ops: norms, activation
-    quantisation, gate, one layer. read, peak: the device's ceilings (streaming reads, on a GPU a copy, whose bytes count
-    when read and when written; multiply-adds). upload, download: bytes from host memory to a GPU's and back. handover: a
-    step that passes through a GPU, its activations uploaded, the result downloaded and waited for."""
+    quantisation, gate, one layer. read, peak: the device's ceilings (streaming reads, on a GPU a copy, whose bytes
+    count when read and when written; multiply-adds). upload, download: bytes from host memory to a GPU's and back.
+    handover: a step that passes through a GPU, its activations uploaded, the result downloaded and waited for."""
     device: str
     """``cpu``, ``cuda:0``, ..."""
     kernel: str
@@ -159,7 +161,7 @@ class GpuRun(Record, frozen=True):
     l2_bytes: int | None = None
     multiprocessors: int | None = None
     clocks: GpuClocks | None = None
-    libraries: dict[str, str] = {}
+    libraries: dict[str, str] = msgspec.field(default_factory=dict)
     """What ran there, name to version: torch, triton, cuda (that torch was built for)."""
 
 

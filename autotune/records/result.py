@@ -117,8 +117,9 @@ class HeldOut(Record, frozen=True):
 class CostModelReport(Record, frozen=True):
     """Which form the cost model took for a device and how well it predicts."""
 
-    roofline: Literal["sum", "max"]
-    """How memory and compute time combine: chosen by held-out error."""
+    roofline: Literal["sum", "max", "waves"]
+    """How memory and compute time combine, chosen by held-out error; waves: fitted, with the work cut into tiles that a
+    GPU's multiprocessors take in waves."""
     read_bytes_per_s: dict[str, float]
     """Measured read bandwidth per thread count (JSON keys are strings)."""
     operations_per_s: dict[str, float]

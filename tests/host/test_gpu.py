@@ -185,6 +185,25 @@ def test_mig_instances_are_the_devices_of_a_gpu_in_mig_mode():
     assert gpus.devices[1].compute_capability == (9, 0)
 
 
+@pytest.mark.parametrize(
+    ("visible", "usable"),
+    [
+        ("0,1", {"cuda:0": "GPU-a"}),
+        ("1,0", {"cuda:0": "MIG-1"}),
+        ("MIG-2,MIG-1", {"cuda:0": "MIG-2"}),
+        ("1", {"cuda:0": "MIG-1"}),
+        ("0,2", {"cuda:0": "GPU-a", "cuda:1": "GPU-c"}),
+    ],
+)
+def test_a_process_uses_whole_gpus_or_one_mig_instance(visible, usable):
+    """The others are listed with the reason."""
+    nvml = FakeNvml(device("GPU-a"), device("GPU-b", mig=[device("MIG-1"), device("MIG-2")]), device("GPU-c"))
+    gpus = read_gpus({"CUDA_VISIBLE_DEVICES": visible}, nvml)
+    assert {name: gpu.uuid for name, gpu in gpus.usable.items()} == usable
+    for gpu in gpus.devices:
+        assert (gpu.uuid in usable.values()) != ("CUDA shows a process" in (gpu.unusable_reason or ""))
+
+
 def test_mig_mode_without_instances_makes_a_gpu_unusable():
     gpus = read_gpus({}, FakeNvml(device("GPU-a", mig=[])))
     assert gpus.devices[0].unusable_reason == "in MIG mode, but has no MIG instance"

@@ -21,12 +21,12 @@ def test_every_instruction_set_that_a_path_needs_is_looked_for(path):
 
 
 def test_this_host_is_told_the_path_that_its_kernels_take():
-    paths = {kernel.path for kernel in find_kernels(detect().cpu) if kernel.kernel == "native" and not kernel.reason}
+    paths = {kernel.path for kernel in find_kernels(detect()) if kernel.kernel == "native" and not kernel.reason}
     assert paths <= {runnable(platform.machine(), this_machine()[1])[0].name}
 
 
 def test_every_kernel_is_listed_with_every_format_and_why_not():
-    found = find_kernels(detect().cpu)
+    found = find_kernels(detect())
     names = {kernel.kernel for kernel in found}
     assert {(kernel.kernel, kernel.format) for kernel in found} == {(name, held) for name in names for held in FORMATS}
     assert {"numpy", "native", "amx"} <= names
