@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
+from functools import lru_cache
+
+from msgspec.structs import replace
 
 from autotune.errors import ModelError, UsageError
-from autotune.records import Attention, Layer, Site
+from autotune.records import Attention, Layer, Model, Site
+from ternary_kernels.cuda.support import stored_as
 from ternary_kernels.formats import get_format
 
 _ARM_MACHINES = ("aarch64", "arm64")
@@ -59,6 +63,28 @@ def holds(weight_format: str, n_out: int, k_in: int) -> bool:
     except ValueError:
         return False
     return True
+
+
+@lru_cache(maxsize=64)
+def on_gpu(model: Model) -> Model:
+    """The model as a GPU holds it: every site in the format that its kernels read.
+
+    A site whose shape that format can't hold is F16.
+    """
+    sites = {site for layer in model.layers for site in layer.sites} | {model.embedding, model.head}
+    stored = {site: replace(site, format=_on_gpu(site)) for site in sites}
+    layers = {layer: Layer(tuple(stored[site] for site in layer.sites)) for layer in set(model.layers)}
+    return replace(
+        model,
+        layers=tuple(layers[layer] for layer in model.layers),
+        embedding=stored[model.embedding],
+        head=stored[model.head],
+    )
+
+
+def _on_gpu(site: Site) -> str:
+    name = stored_as(site.format, site.k_in)
+    return name if holds(name, site.n_out, site.k_in) else "F16"
 
 
 def lossy_notes(layers: Iterable[Layer]) -> list[str]:
