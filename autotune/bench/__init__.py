@@ -1,1 +1,1 @@
-"""Times a model's products on this host: cold, interleaved, pinned, in a child process. Entry: `campaign.run`."""
+"""Times a model's products on this host: cold, interleaved, in a child process per device. Entry: `campaign.run`."""

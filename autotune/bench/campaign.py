@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from autotune.bench import disturbance
+from autotune.bench.cold_memory import MIN_COLD_BYTES, cold_memory_bytes, window_bytes
+from autotune.bench.gpu_plan import GpuTasks
+from autotune.bench.gpu_run import describe_run, visible_gpu
 from autotune.bench.ledger import Ledger
 from autotune.bench.messages import Job
 from autotune.bench.plan import Task
@@ -15,23 +20,20 @@ from autotune.bench.supervisor import Supervisor
 from autotune.errors import BenchmarkError
 from autotune.host.cgroup import throttled_s
 from autotune.host.topology import pin_order
-from autotune.model.memory import model_bytes
-from autotune.records import Campaign, Cpu, Host, Measurement, Model, Noise, Outcome, median
-from ternary_kernels.formats import get_format
-
-_MIN_COLD_BYTES = 64 << 20
-_MAX_COLD_BYTES = 1 << 30
-_UNKNOWN_CACHE_BYTES = 128 << 20
+from autotune.records import Campaign, GpuRun, Host, Measurement, Model, Noise, Outcome, median
 
 _WORKER_SHARE = 0.98
-"""When the worker is to be done, as a share of the budget."""
+"""When a device's worker is to be done, as a share of its time."""
 
 _KILL_SHARE = 1.05
 """When it is ended if it isn't."""
 
+_GPU_SHARE = 0.5
+"""Of the budget, for all GPUs together; what they don't need is the CPU's."""
+
 _MAX_PATIENCE_S = 10.0
 _PATIENCE_SHARE = 1 / 3
-"""Share of the budget after which a call of unknown length counts as hung, so that others still get their turn."""
+"""Share of a device's time after which a call of unknown length counts as hung, so that others still get their turn."""
 
 Progress = Callable[[float, int, int], None]
 """Called with the share of the budget spent (0 to 1), points with at least one sample, and all points."""
@@ -43,117 +45,121 @@ def run(
     tasks: Sequence[Task],
     *,
     budget_s: float,
+    gpus: Sequence[GpuTasks] = (),
     progress: Progress | None = None,
     kernel_modules: Sequence[str] = (),
     seed: int = 0,
+    torch_device: str = "cuda:0",
 ) -> Campaign:
-    """Time tasks in a child process within a budget.
+    """Time tasks in child processes within a budget: GPUs first, each kind in a process of its own, then the CPU.
 
-    A worker that dies or hangs turns the task it was at into a ``Failure``; another one goes on with the rest.
+    A worker that dies or hangs turns the task it was at into a ``Failure``; another one goes on with the rest. A GPU
+    that fails as a whole becomes a ``GpuRun`` that says why.
 
     Args:
         model: The model whose shapes the tasks have; None for the host's ceilings alone.
         host: This host: gives CPUs to pin to, cache sizes and memory.
-        tasks: What to time, most important first.
-        budget_s: Wall time for all of it, the worker's start included; kept within 10 %.
+        tasks: What to time on the CPU, most important first.
+        budget_s: Wall time for all of it, the workers' start included; kept within 10 %.
+        gpus: What to time on each kind of GPU.
         progress: Told now and then how far it is.
         kernel_modules: Modules with further kernels, for the worker to import.
         seed: Of the order of sampling.
+        torch_device: Where a GPU's worker finds it; tests without a GPU use ``cpu``.
 
     Returns:
-        An outcome per task, in the tasks' order, but of those that their kernel's other points spared.
+        An outcome per task, the CPU's first and in the tasks' order, but of those that their kernel's other points
+        spared.
 
     Raises:
-        BenchmarkError: A worker could not be started or died before it came to the first task, or the memory
+        BenchmarkError: The CPU's worker could not be started or died before it came to the first task, or the memory
             doesn't allow timing.
     """
     started = time.monotonic()
-    ledger = Ledger(tasks)
     cold_bytes = cold_memory_bytes(model, host, tasks)
-    window = max(map(window_bytes, tasks), default=0)
+    total = len(tasks) + sum(len(gpu.tasks) for gpu in gpus)
+    done = 0
 
-    def tick() -> None:
+    def tick(timed: int) -> None:
         if progress:
-            progress(min((time.monotonic() - started) / budget_s, 1.0), ledger.timed, len(tasks))
+            progress(min((time.monotonic() - started) / budget_s, 1.0), done + timed, total)
 
-    stolen, throttled = disturbance.cpu_times(), throttled_s()
-    deadline = started + _WORKER_SHARE * budget_s
-    while ledger.open and time.monotonic() < deadline:
-        job = Job(
-            model=model,
-            tasks=tuple(tasks),
-            samples_s=ledger.samples_s(),
-            skip=tuple(ledger.failures),
-            cpus=pin_order(host.cpu.cores, host.limits.usable_threads),
-            cold_bytes=cold_bytes,
-            least_cold_bytes=min(cold_bytes, window + _MIN_COLD_BYTES),
-            deadline=deadline,
-            end=started + _KILL_SHARE * budget_s,
-            kernel_modules=tuple(kernel_modules),
-            seed=seed,
+    job = Job(
+        model=model,
+        tasks=tuple(tasks),
+        samples_s=(),
+        skip=(),
+        cpus=pin_order(host.cpu.cores, host.limits.usable_threads),
+        cold_bytes=cold_bytes,
+        least_cold_bytes=min(cold_bytes, max(map(window_bytes, tasks), default=0) + MIN_COLD_BYTES),
+        deadline=0.0,
+        end=0.0,
+        kernel_modules=tuple(kernel_modules),
+        seed=seed,
+        torch_device=torch_device,
+    )
+    gpu_outcomes: list[Outcome] = []
+    gpu_runs: list[GpuRun] = []
+    for index, gpu in enumerate(gpus):
+        if gpu.failure is not None:
+            gpu_runs.append(GpuRun(gpu.devices, gpu.failure))
+            continue
+        left_s = started + _GPU_SHARE * budget_s - time.monotonic()
+        share_s = left_s / sum(later.failure is None for later in gpus[index:])
+        its = replace(job, tasks=gpu.tasks, device=gpu.devices[0], visible_gpu=visible_gpu(gpu.gpu))
+        timed = _time(its, share_s, tick)
+        gpu_outcomes += timed.ledger.outcomes()
+        failure = None if timed.failure is None else str(timed.failure)
+        gpu_runs.append(
+            describe_run(gpu, timed.ledger, timed.noise, spent_s=timed.spent_s, share_s=share_s, failure=failure)
         )
-        patience_s = min(_MAX_PATIENCE_S, _PATIENCE_SHARE * budget_s)
-        Supervisor(job, ledger, patience_s, tick).run()
-    tick()
+        done += timed.ledger.timed
+    timed = _time(job, started + budget_s - time.monotonic(), tick)
+    if timed.failure is not None:
+        raise timed.failure
+    tick(timed.ledger.timed)
+    return Campaign(
+        outcomes=(*timed.ledger.outcomes(), *gpu_outcomes),
+        noise=timed.noise,
+        budget_s=budget_s,
+        spent_s=time.monotonic() - started,
+        cold_bytes=timed.ledger.cold_bytes,
+        runtime_overhead_bytes=timed.ledger.overhead_bytes,
+        gpus=tuple(gpu_runs),
+    )
+
+
+class _Timed(NamedTuple):
+    """What came of a device's tasks; ``failure`` says why there was no worker in the end, None: there was one."""
+
+    ledger: Ledger
+    noise: Noise
+    spent_s: float
+    failure: BenchmarkError | None
+
+
+def _time(job: Job, share_s: float, tick: Callable[[int], None]) -> _Timed:
+    """Time a job's tasks on its device within so much time: one worker after another until nothing is left to do."""
+    started = time.monotonic()
+    job = replace(job, deadline=started + _WORKER_SHARE * share_s, end=started + _KILL_SHARE * share_s)
+    ledger = Ledger(job.tasks)
+    stolen, throttled = disturbance.cpu_times(), throttled_s()
+    patience_s = min(_MAX_PATIENCE_S, _PATIENCE_SHARE * share_s)
+    failure: BenchmarkError | None = None
+    while ledger.open and failure is None and time.monotonic() < job.deadline:
+        now = replace(job, samples_s=ledger.samples_s(), skip=tuple(ledger.failures))
+        try:
+            Supervisor(now, ledger, patience_s, lambda: tick(ledger.timed)).run()
+        except BenchmarkError as error:
+            failure = error
     now_throttled = throttled_s()
-    outcomes = ledger.outcomes()
     noise = _noise(
-        outcomes,
+        ledger.outcomes(),
         ledger.control_drift,
         disturbance.steal_fraction(stolen, disturbance.cpu_times()),
         now_throttled - throttled if now_throttled is not None and throttled is not None else None,
     )
-    return Campaign(
-        outcomes=outcomes,
-        noise=noise,
-        budget_s=budget_s,
-        spent_s=time.monotonic() - started,
-        cold_bytes=ledger.cold_bytes,
-        runtime_overhead_bytes=ledger.overhead_bytes,
-    )
-
-
-def cold_memory_bytes(model: Model | None, host: Host, tasks: Sequence[Task]) -> int:
-    """How much memory weights should rotate through: twice the last-level cache, or the model if that is smaller.
-
-    Bounded by 1 GiB and a quarter of the usable memory. One window is added, because what is left at the end of the
-    memory may be too small for the next one.
-
-    Raises:
-        BenchmarkError: The largest window takes more than half of the usable memory.
-    """
-    wanted = 2 * _last_level_bytes(host.cpu) if host.cpu.caches else _UNKNOWN_CACHE_BYTES
-    if model is not None:
-        wanted = min(wanted, model_bytes(model))
-    usable = host.memory.usable_bytes
-    window = max(map(window_bytes, tasks), default=0)
-    if window > usable // 2:
-        raise BenchmarkError(
-            f"timing needs a window of {window / 2**20:.0f} MiB and this host has {usable / 2**20:.0f} MiB "
-            "of usable memory: expected at least twice the window"
-        )
-    return min(max(wanted, _MIN_COLD_BYTES), _MAX_COLD_BYTES, usable // 4) + window
-
-
-def _last_level_bytes(cpu: Cpu) -> int:
-    """Size of all last-level caches together: where there are several, each keeps the share of its own threads."""
-    cache = cpu.caches[-1]
-    cpus = sum(len(core.cpus) for core in cpu.cores)
-    return cache.size_bytes * math.ceil(cpus / (cache.shared_by_cpus or cpus))
-
-
-def window_bytes(task: Task) -> int:
-    """Cold memory that one call of a task reads."""
-    point = task.point
-    match point.op:
-        case "matmul":
-            return get_format(point.format).size_bytes(task.rows or point.n_out, point.k_in)
-        case "attention":
-            return 2 * 2 * point.k_in * (point.context + point.m)
-        case "read":
-            return point.k_in
-        case "layer_ops" | "peak":
-            return 0
+    return _Timed(ledger, noise, time.monotonic() - started, failure)
 
 
 def _noise(outcomes: Sequence[Outcome], control_drift: float, steal: float | None, throttled: float | None) -> Noise:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from autotune.bench.messages import Block, Event, Failed, Finished, Prepared, Ready
+from autotune.bench.messages import (
+    Block,
+    Clocks,
+    Event,
+    Failed,
+    Finished,
+    GpuFacts,
+    Prepared,
+    Ready,
+    Unusable,
+)
 from autotune.bench.plan import Task
 from autotune.bench.rivals import gates, is_beaten, rivals
 from autotune.bench.sampler import Sample, stopping
@@ -23,7 +33,10 @@ class Ledger:
         control_drift: Largest that a worker reported.
         overhead_bytes: What the first worker took before it allocated anything; 0 before one was ready.
         cold_bytes: Least memory through which a worker's weights rotated; 0 before one had it.
-        finished: Whether a worker came to its end.
+        gpu: What the first worker found of the GPU; None on the CPU, and before one had.
+        clocks: A GPU's, as they were read.
+        unusable: Why the device can't be used; None: it can.
+        finished: Whether a worker came to its end, or none can.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -35,6 +48,9 @@ class Ledger:
         self.control_drift = 0.0
         self.overhead_bytes = 0
         self.cold_bytes = 0
+        self.gpu: GpuFacts | None = None
+        self.clocks: list[Clocks] = []
+        self.unusable: str | None = None
         self.finished = False
 
     def take(self, event: Event) -> None:
@@ -44,12 +60,18 @@ class Ledger:
                 self.overhead_bytes = self.overhead_bytes or event.overhead_bytes
             case Prepared():
                 self.cold_bytes = min(self.cold_bytes or event.cold_bytes, event.cold_bytes)
+                self.gpu = self.gpu or event.gpu
             case Block():
                 self.control_drift = max(self.control_drift, event.control_drift)
                 for sample in event.samples:
                     self._samples[sample.index].append(sample)
+            case Clocks():
+                self.clocks.append(event)
             case Failed():
                 self.fail([event.index], event.kind, event.message)
+            case Unusable():
+                self.unusable = event.reason
+                self.finished = True
             case Finished():
                 self.finished = True
 

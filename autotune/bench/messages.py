@@ -23,7 +23,7 @@ class Job(Record, frozen=True):
     cpus: tuple[int, ...]
     """Logical CPUs in the order threads are pinned to them."""
     cold_bytes: int
-    """Memory for weights to rotate through."""
+    """The CPU's memory for weights to rotate through; a GPU's depends on its cache, which its worker finds."""
     least_cold_bytes: int
     """What will do where memory comes slowly."""
     deadline: float
@@ -33,6 +33,12 @@ class Job(Record, frozen=True):
     kernel_modules: tuple[str, ...]
     """Modules to import, whose kernels register themselves."""
     seed: int
+    device: str = "cpu"
+    """What the tasks' points are on."""
+    visible_gpu: str | None = None
+    """The only GPU that the worker sees, as CUDA_VISIBLE_DEVICES names it: a UUID or an index in PCI order."""
+    torch_device: str = "cuda:0"
+    """Where torch finds that GPU; ``cpu`` stands in for one in tests."""
 
 
 class Ready(Record, frozen=True, tag="ready"):
@@ -41,10 +47,24 @@ class Ready(Record, frozen=True, tag="ready"):
     overhead_bytes: int
 
 
+class GpuFacts(Record, frozen=True):
+    """What a process finds of the GPU that it times on; fields as in ``GpuRun``."""
+
+    context_bytes: int
+    host_bytes: int
+    free_bytes: int | None
+    l2_bytes: int | None
+    multiprocessors: int | None
+    busy_before: float | None
+    libraries: dict[str, str]
+
+
 class Prepared(Record, frozen=True, tag="prepared"):
     """Weights can rotate."""
 
     cold_bytes: int
+    gpu: GpuFacts | None = None
+    """What was found of the GPU before its memory was filled; None on the CPU."""
 
 
 class Started(Record, frozen=True, tag="started"):
@@ -66,6 +86,14 @@ class Block(Record, frozen=True, tag="block"):
     """Largest relative distance of the control from its median so far."""
 
 
+class Clocks(Record, frozen=True, tag="clocks"):
+    """A GPU's clocks at one moment; None where they can't be read."""
+
+    sm_hz: float | None
+    memory_hz: float | None
+    throttle_reasons: tuple[str, ...]
+
+
 class Failed(Record, frozen=True, tag="failed"):
     """A task is out."""
 
@@ -74,11 +102,17 @@ class Failed(Record, frozen=True, tag="failed"):
     message: str
 
 
+class Unusable(Record, frozen=True, tag="unusable"):
+    """The device can't be used, so no worker can time what is left."""
+
+    reason: str
+
+
 class Finished(Record, frozen=True, tag="finished"):
     """The worker is done."""
 
 
-Event = Ready | Prepared | Started | Block | Failed | Finished
+Event = Ready | Prepared | Started | Block | Clocks | Failed | Unusable | Finished
 
 encoder = msgspec.json.Encoder()
 event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,24 +12,22 @@ from numpy.typing import NDArray
 from autotune.bench.messages import Event, Failed, Started
 from autotune.bench.plan import Task
 from autotune.model.sites import holds
+from autotune.records import Point
 from autotune.records.measurement import FailureKind
 from ternary_kernels import oracle
 from ternary_kernels.activations import Quantized, quantize
 from ternary_kernels.arena import Arena
 from ternary_kernels.formats import Bytes, Format, get_format
-from ternary_kernels.matmul import Matmul, get_kernel
+from ternary_kernels.matmul import get_kernel
 from ternary_kernels.team import Team
 
-_ROWS = (67, 96)
-"""Rows of the matrix that is checked: odd, and more than any kernel handles at once; the second for formats that
-interleave rows."""
-_MAX_TOKENS = 33
 _SCALE = 0.5
 
 
-class _Example(NamedTuple):
+class Example(NamedTuple):
     """A small matrix in a format, activations of the most tokens, and what their product is."""
 
+    held: Format
     rows: int
     data: Bytes
     x: Quantized | NDArray[np.float32]
@@ -38,19 +37,36 @@ class _Example(NamedTuple):
         """The activations of the first ``m`` tokens."""
         return Quantized(self.x.values[:m], self.x.scale[:m]) if isinstance(self.x, Quantized) else self.x[:m]
 
+    def agrees(self, out: NDArray[np.float32], rounding: float) -> bool:
+        """Whether a result for the first tokens is right.
 
-class Checker:
-    """Checks kernels on small matrices; what they share is worked out once.
+        Ternary kernels must equal the oracle to the last bit; the others may round.
+
+        Args:
+            out: float32, shape (m, rows).
+            rounding: What a floating-point result may be off by, relative to the largest.
+        """
+        expected = self.expected[: len(out)]
+        if self.held.ternary:
+            return np.array_equal(out, expected)
+        return bool(np.all(np.abs(out - expected) <= rounding * np.abs(expected).max()))
+
+
+class BaseChecker(ABC):
+    """Checks a device's kernels on small matrices; what they share is worked out once.
 
     Args:
-        teams: A team per thread count.
         send: Takes the events.
     """
 
-    def __init__(self, teams: Mapping[int, Team], send: Callable[[Event], None]) -> None:
-        self._teams = teams
+    max_tokens = 33
+    rows = 67, 96
+    """Of the matrix that is checked: odd, and more than any kernel handles at once; the second for formats that
+    interleave rows."""
+
+    def __init__(self, send: Callable[[Event], None]) -> None:
         self._send = send
-        self._examples: dict[tuple[str, int], _Example] = {}
+        self._examples: dict[tuple[str, int], Example] = {}
         self._ternary: dict[tuple[int, int], tuple[NDArray[np.int8], Quantized, NDArray[np.float32]]] = {}
 
     def check(self, tasks: Sequence[Task], skip: Collection[int]) -> set[int]:
@@ -76,7 +92,7 @@ class Checker:
         for index, task in products:
             point = task.point
             # Products that differ in nothing else run the same check.
-            key = point.kernel, point.format, point.k_in, min(point.m, _MAX_TOKENS), point.threads
+            key = point.kernel, point.format, point.k_in, min(point.m, self.max_tokens), point.threads
             if key not in faults:
                 faults[key] = self._fault(task, tuple(at_stake[point.kernel, point.format]))
             fault = faults[key]
@@ -88,21 +104,39 @@ class Checker:
     def _fault(self, task: Task, at_stake: tuple[int, ...]) -> tuple[FailureKind, str] | None:
         """What is wrong with a task's kernel; None if nothing is."""
         point = task.point
-        m = min(point.m, _MAX_TOKENS)
+        m = min(point.m, self.max_tokens)
         try:
             example = self._example(get_format(point.format), point.k_in)
             self._send(Started(at_stake, None, compiles=True))
-            kernel = get_kernel(point.kernel, point.format)
-            product = kernel(point.format, example.rows, point.k_in, m, self._teams[point.threads])
+            multiply = self._build(point, example, m)
             self._send(Started(at_stake, None))
-            if _agrees(product, example, m):
+            if example.agrees(multiply(), self._rounding(point.k_in)):
                 return None
         except Exception as error:
-            return failure_of(error)
-        where = f"{point.kernel} {point.format} k_in={point.k_in} m={m}, {point.threads} threads"
+            return self._failure_of(error)
+        where = f"{point.kernel} {point.format} k_in={point.k_in} m={m}, {self._on(point)}"
         return "wrong_result", f"{where}: differs from the oracle"
 
-    def _example(self, held: Format, k_in: int) -> _Example:
+    @abstractmethod
+    def _build(self, point: Point, example: Example, m: int) -> Callable[[], NDArray[np.float32]]:
+        """What multiplies the example's matrix with its first m tokens and returns the result, NaN where it wrote none.
+
+        Code is compiled now, not when it is called.
+        """
+
+    def _rounding(self, k_in: int) -> float:
+        """What a floating-point product of that many columns may be off by, relative to the largest."""
+        # Rounding errors of a sum of k products grow like the root of k; 16 is far beyond any order of addition.
+        return 16 * float(np.sqrt(k_in) * np.finfo(np.float32).eps)
+
+    @abstractmethod
+    def _on(self, point: Point) -> str:
+        """Where a point runs, in words."""
+
+    @abstractmethod
+    def _failure_of(self, error: Exception) -> tuple[FailureKind, str]: ...
+
+    def _example(self, held: Format, k_in: int) -> Example:
         """A matrix of a task's own row length.
 
         Raises:
@@ -110,41 +144,55 @@ class Checker:
         """
         key = held.name, k_in
         if key not in self._examples:
-            rows = next((rows for rows in _ROWS if holds(held.name, rows, k_in)), _ROWS[-1])
-            self._examples[key] = (
-                self._ternary_example(held, rows, k_in) if held.ternary else _float_example(held, rows, k_in)
-            )
+            rows = next((rows for rows in self.rows if holds(held.name, rows, k_in)), self.rows[-1])
+            make = self._ternary_example if held.ternary else self._float_example
+            self._examples[key] = make(held, rows, k_in)
         return self._examples[key]
 
-    def _ternary_example(self, held: Format, rows: int, k_in: int) -> _Example:
+    def _ternary_example(self, held: Format, rows: int, k_in: int) -> Example:
         """All ternary formats hold the same weights, so the slow oracle runs once."""
         if (rows, k_in) not in self._ternary:
             rng = np.random.default_rng(2)
             weights = rng.integers(-1, 2, (rows, k_in), np.int8)
-            x = quantize(rng.standard_normal((_MAX_TOKENS, k_in), np.float32))
+            x = quantize(rng.standard_normal((self.max_tokens, k_in), np.float32))
             self._ternary[rows, k_in] = weights, x, oracle.matmul(x, weights, _SCALE)
         weights, x, expected = self._ternary[rows, k_in]
-        return _Example(rows, held.pack(weights, _SCALE), x, expected)
+        return Example(held, rows, held.pack(weights, _SCALE), x, expected)
+
+    def _float_example(self, held: Format, rows: int, k_in: int) -> Example:
+        # Not packed: bytes that are weights in every format spare the time that block formats take to find scales.
+        data = Arena(held.size_bytes(rows, k_in)).take(held.size_bytes(rows, k_in))
+        x = np.random.default_rng(2).standard_normal((self.max_tokens, k_in), np.float32)
+        weights, scale = held.unpack(data, rows, k_in)
+        return Example(held, rows, data, x, x.astype(np.float64) @ weights.astype(np.float64).T * scale)
 
 
-def _float_example(held: Format, rows: int, k_in: int) -> _Example:
-    # Not packed: bytes that are weights in every format spare the time that block formats take to find their scales.
-    data = Arena(held.size_bytes(rows, k_in)).take(held.size_bytes(rows, k_in))
-    x = np.random.default_rng(2).standard_normal((_MAX_TOKENS, k_in), np.float32)
-    weights, scale = held.unpack(data, rows, k_in)
-    return _Example(rows, data, x, x.astype(np.float64) @ weights.astype(np.float64).T * scale)
+class Checker(BaseChecker):
+    """Checks the CPU's kernels.
 
+    Args:
+        teams: A team per thread count.
+        send: Takes the events.
+    """
 
-def _agrees(product: Matmul, example: _Example, m: int) -> bool:
-    """Whether a product is right. Ternary kernels must equal the oracle to the last bit; the others may round."""
-    out = np.full((m, example.rows), np.nan, np.float32)
-    product(example.tokens(m), example.data, out)
-    expected = example.expected[:m]
-    if product.format.ternary:
-        return np.array_equal(out, expected)
-    # Rounding errors of a sum of k products grow like the root of k; 16 is far beyond any order of addition.
-    tolerance = 16 * np.sqrt(product.k_in) * np.finfo(np.float32).eps * np.abs(expected).max()
-    return bool(np.all(np.abs(out - expected) <= tolerance))
+    def __init__(self, teams: Mapping[int, Team], send: Callable[[Event], None]) -> None:
+        super().__init__(send)
+        self._teams = teams
+
+    def _build(self, point: Point, example: Example, m: int) -> Callable[[], NDArray[np.float32]]:
+        kernel = get_kernel(point.kernel, point.format)
+        product = kernel(point.format, example.rows, point.k_in, m, self._teams[point.threads])
+
+        def multiply() -> NDArray[np.float32]:
+            return product(example.tokens(m), example.data, np.full((m, example.rows), np.nan, np.float32))
+
+        return multiply
+
+    def _on(self, point: Point) -> str:
+        return f"{point.threads} threads"
+
+    def _failure_of(self, error: Exception) -> tuple[FailureKind, str]:
+        return failure_of(error)
 
 
 def failure_of(error: Exception) -> tuple[FailureKind, str]:

@@ -32,10 +32,21 @@ class Task(Record, frozen=True):
 
 
 def thread_counts(host: Host) -> tuple[int, ...]:
-    """Thread counts to time: powers of two, all usable cores once, and all usable threads; ascending."""
+    """Thread counts to time: powers of two, all alike cores, all usable cores, and all usable threads; ascending."""
     usable = host.limits.usable_threads
     powers = {1 << power for power in range(usable.bit_length())}
-    return tuple(sorted(powers | {min(len(host.cpu.cores) or usable, usable), usable}))
+    return tuple(sorted(powers | {alike_threads(host), min(len(host.cpu.cores) or usable, usable), usable}))
+
+
+def alike_threads(host: Host) -> int:
+    """Threads up to which each has a core for itself, of one kind and in one package.
+
+    All get equal shares of the work, so one thread more, on a slower core, a shared one or across packages, may make
+    all of them wait: beyond this count time is no smooth function of threads.
+    """
+    usable, cores = host.limits.usable_threads, host.cpu.cores
+    alike = sum((core.kind, core.package) == (cores[0].kind, cores[0].package) for core in cores)
+    return min(alike or usable, usable)
 
 
 def ceilings(host: Host, kernels: Kernels) -> tuple[Task, ...]:
@@ -65,9 +76,9 @@ def plan(models: Sequence[Model], host: Host, workload: Workload, kernels: Kerne
     model = models[0]  # all have the same geometry
     threads = thread_counts(host)
     chunk = min(workload.prompt_tokens, LARGEST_CHUNK)
-    chunks = _token_counts(chunk, quick=quick)
-    batches = _token_counts(workload.max_batch, quick=quick)
-    tokens = _token_counts(max(chunk, workload.max_batch), quick=quick)
+    chunks = token_counts(chunk, quick=quick)
+    batches = token_counts(workload.max_batch, quick=quick)
+    tokens = token_counts(max(chunk, workload.max_batch), quick=quick)
     layer_sites = {
         (site.format, site.n_out, site.k_in): site
         for held in models
@@ -83,7 +94,7 @@ def plan(models: Sequence[Model], host: Host, workload: Workload, kernels: Kerne
         for count in reversed(threads)
         for kernel in kernels.at(site.format, m)
     )
-    products = _last_the_reference(tuple(timed))
+    products = last_the_reference(tuple(timed))
     others = [
         *(
             Task(small_ops_point(model, m, count, kernels.main))
@@ -93,26 +104,26 @@ def plan(models: Sequence[Model], host: Host, workload: Workload, kernels: Kerne
         ),
         *(
             Task(attention_point(model, m, context, count, kernels.main))
-            for m, context in _attention_sizes(model, workload, chunks)
+            for m, context in attention_sizes(model, workload, chunks)
             for count in threads
         ),
     ]
     first, last = products
-    single = [_sliced(point) for point in first if point.m == 1]
-    many = [_sliced(point) for point in (*(point for point in first if point.m > 1), *last)]
+    single = [sliced(point) for point in first if point.m == 1]
+    many = [sliced(point) for point in (*(point for point in first if point.m > 1), *last)]
     return (*ceilings(host, kernels), *single, *dict.fromkeys(others), *many)
 
 
 def describe_first_missing(tasks: Sequence[Task], timed: Iterable[Point]) -> str | None:
     """What a decision can't do without and wasn't timed, in words; None if it is all there.
 
-    Needed are each site at m = 1 and the ceilings, with some thread count.
+    Needed are each site at m = 1 and the ceilings, with some thread count; of a GPU what a handover takes as well.
     """
     found = {_without_threads(point) for point in timed}
     for task in tasks:
         point = task.point
-        needed = point.op in ("read", "peak") or (point.op == "matmul" and point.m == 1)
-        if needed and _without_threads(point) not in found:
+        needed = point.op in ("read", "peak", "handover") or (point.op == "matmul" and point.m == 1)
+        if needed and point.launch != "eager" and _without_threads(point) not in found:
             return describe(point)
     return None
 
@@ -124,10 +135,11 @@ def describe(point: Point) -> str:
 
 def _without_threads(point: Point) -> tuple[object, ...]:
     """What a point times, whatever the number of threads and the kernel, and so the arithmetic of a peak."""
-    return (point.op, point.format, point.n_out, point.k_in, point.m) if point.op == "matmul" else (point.op,)
+    kind = point.device, point.op, point.launch
+    return (*kind, point.format, point.n_out, point.k_in, point.m) if point.op == "matmul" else kind
 
 
-def _token_counts(largest: int, *, quick: bool) -> list[int]:
+def token_counts(largest: int, *, quick: bool) -> list[int]:
     """Values of m from 1 to the largest, which is always there, in steps that halve the gaps."""
     grid = [m for m in (_TOKENS_QUICK if quick else _TOKENS_FULL) if m < largest]
     return [*grid[:2], largest, *grid[2:]]
@@ -149,7 +161,7 @@ def small_ops_point(model: Model, m: int, threads: int, kernel: str) -> Point:
     return Point("layer_ops", "cpu", kernel, threads, m, "F32", model.intermediate_size, model.hidden_size)
 
 
-def _last_the_reference(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+def last_the_reference(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
     """Splits products into those to time, and the reference where others are timed: first where it spares the rest."""
     spared_by = gates(points)
     comparing = {index for spares in spared_by for index in spares}
@@ -158,14 +170,14 @@ def _last_the_reference(points: Sequence[Point]) -> tuple[list[Point], list[Poin
     return first, [*(points[index] for index in sorted(comparing)), *spared]
 
 
-def _sliced(point: Point) -> Task:
-    """A product, of as many of its rows as there is time for."""
+def sliced(point: Point, slice_bytes: int = SLICE_BYTES) -> Task:
+    """A product, of as many of its rows as there is time or memory for."""
     row_bytes = get_format(point.format).size_bytes(point.n_out, point.k_in) // point.n_out
-    rows = max(SLICE_BYTES // row_bytes // _ROW_MULTIPLE * _ROW_MULTIPLE, _ROW_MULTIPLE)
+    rows = max(slice_bytes // row_bytes // _ROW_MULTIPLE * _ROW_MULTIPLE, _ROW_MULTIPLE)
     return Task(point, rows if rows < point.n_out else None)
 
 
-def _attention_sizes(model: Model, workload: Workload, chunks: Sequence[int]) -> list[tuple[int, int]]:
+def attention_sizes(model: Model, workload: Workload, chunks: Sequence[int]) -> list[tuple[int, int]]:
     """(m, context) pairs: one new token at several contexts, and chunks on an empty and a filled cache."""
     longest = workload.prompt_tokens + workload.output_tokens
     decode = {(1, min(context, model.max_context - 1)) for context in (*_CONTEXTS_DECODE, longest)}

@@ -15,7 +15,10 @@ from autotune.errors import KernelUnavailableError, UsageError
 from autotune.records import Kernel, Point
 
 REFERENCE = "numpy"
-"""The kernel that runs everywhere and that others are written to beat."""
+"""The kernel that runs on every CPU and that others are written to beat."""
+
+GPU_REFERENCE = "torch"
+"""The same on GPUs."""
 
 FEW_SAMPLES = 2
 """Samples after which a kernel that isn't beaten may still win."""
@@ -37,15 +40,17 @@ class Kernels:
 
     Attributes:
         by_format: Those that can run here by weight format, the one expected to be fastest first.
-        forced: The one that a user asked for, wherever it can be had; None: all are rivals.
+        forced: The CPU's that a user asked for, wherever it can be had; None: all are rivals.
         main: That of all that is no product: attention, the small operations, the host's ceilings.
         tiles: The kernel whose arithmetic has a higher peak than the main one's; None: there is none.
+        on_gpu: GPU kernels to choose from, those that can't run included; empty where there is no GPU.
     """
 
     by_format: Mapping[str, tuple[str, ...]]
     forced: str | None = None
     main: str = REFERENCE
     tiles: str | None = None
+    on_gpu: tuple[Kernel, ...] = ()
 
     def at(self, weight_format: str, m: int) -> tuple[str, ...]:
         """Those to time on products with m tokens in a format, the one expected to be fastest first."""
@@ -60,9 +65,10 @@ def choose_kernels(found: Sequence[Kernel], formats: Sequence[str], forced: str 
     """The kernels to time for a model.
 
     Args:
-        found: What the host can run.
+        found: What the host can run, on its CPU and on GPUs.
         formats: Weight formats of the model's sites.
-        forced: The kernel that the user asked for; sites that it has no kernel for take the next best one.
+        forced: The kernel that the user asked for, of the CPU's or of GPUs'. On a CPU, sites that it has no kernel for
+            take the next best one.
 
     Raises:
         UsageError: There is no kernel of that name.
@@ -71,20 +77,37 @@ def choose_kernels(found: Sequence[Kernel], formats: Sequence[str], forced: str 
     names = tuple(dict.fromkeys(kernel.kernel for kernel in found))
     if forced is not None and forced not in names:
         raise UsageError(f"--kernel must be one of {', '.join(names)}, got {forced!r}")
-    able = [kernel for kernel in found if kernel.reason is None]
+    on_cpu = [kernel for kernel in found if kernel.device == "cpu"]
+    on_gpu = tuple(kernel for kernel in found if kernel.device == "gpu")
+    able = [kernel for kernel in on_cpu if kernel.reason is None]
     by_format = {name: tuple(kernel.kernel for kernel in able if kernel.format == name) for name in formats}
-    if forced is not None and not any(forced in names for names in by_format.values()):
-        reasons = [kernel.reason for kernel in found if kernel.kernel == forced and kernel.format in formats]
-        why = "; ".join(dict.fromkeys(filter(None, reasons))) or f"it has none for {' or '.join(formats)}"
-        raise KernelUnavailableError(f"the kernel {forced!r} can't run this here: {why}")
+    if forced is not None:
+        # A GPU holds some formats as others, so any that its kernel can run will do.
+        asked_of_gpu = tuple(kernel for kernel in on_gpu if kernel.kernel == forced)
+        asked_of_cpu = [kernel for kernel in on_cpu if kernel.kernel == forced and kernel.format in formats]
+        _check_able(forced, asked_of_gpu or asked_of_cpu, formats)
+        if asked_of_gpu:
+            forced, on_gpu = None, asked_of_gpu
     for name, kernels in by_format.items():
         if not kernels:
-            why = "; ".join(f"{kernel.kernel}: {kernel.reason}" for kernel in found if kernel.format == name)
+            why = "; ".join(f"{kernel.kernel}: {kernel.reason}" for kernel in on_cpu if kernel.format == name)
             raise KernelUnavailableError(f"no kernel can run the weight format {name} here: {why or 'there is none'}")
     running = {kernel.kernel for kernel in able}
     main = _MAIN if forced != REFERENCE and _MAIN in running else REFERENCE
     tiles = _TILES if forced in (None, _TILES) and _TILES in running else None
-    return Kernels(by_format, forced, main, tiles)
+    return Kernels(by_format, forced, main, tiles, on_gpu)
+
+
+def _check_able(forced: str, found: Sequence[Kernel], formats: Sequence[str]) -> None:
+    if all(kernel.reason is not None for kernel in found):
+        reasons = dict.fromkeys(kernel.reason for kernel in found if kernel.reason is not None)
+        why = "; ".join(reasons) or f"it has none for {' or '.join(formats)}"
+        raise KernelUnavailableError(f"the kernel {forced!r} can't run this here: {why}")
+
+
+def reference(device: str) -> str:
+    """The kernel that is timed throughout only where no other one is faster."""
+    return REFERENCE if device == "cpu" else GPU_REFERENCE
 
 
 def rivals(points: Sequence[Point]) -> list[tuple[int, ...]]:
@@ -108,7 +131,7 @@ def gates(points: Sequence[Point]) -> list[tuple[int, ...]]:
     opposed = rivals(points)
     contested: dict[tuple[str, str], list[int]] = {}
     for index, point in enumerate(points):
-        if point.op == "matmul" and point.kernel == REFERENCE and opposed[index]:
+        if point.op == "matmul" and point.kernel == reference(point.device) and opposed[index]:
             contested.setdefault((point.device, point.format), []).append(index)
     found: list[tuple[int, ...]] = [()] * len(points)
     for indices in contested.values():

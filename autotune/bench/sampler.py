@@ -35,6 +35,9 @@ _CLOCK_RESOLUTION_S = 1e-7
 
 Stop = Literal["converged", "stable"]
 
+Stopwatch = Callable[[Callable[[], object], int], float]
+"""Calls something so many times, one call after the other, and returns the seconds that took."""
+
 
 class Sample(Record, frozen=True):
     """One sample that counts."""
@@ -44,7 +47,7 @@ class Sample(Record, frozen=True):
     time_s: float
     """Seconds per call."""
     calls: int
-    """Calls it averages over."""
+    """Times the operation ran, over which it averages."""
     discarded: int
     """Disturbed samples that it replaces."""
 
@@ -54,12 +57,14 @@ class Candidate:
     """One thing to time and what is known of it so far.
 
     Attributes:
-        call: Runs the operation once.
+        call: Runs the operation ``repeats`` times.
         work: Relative amount of work, for guessing a first call's time from others of the same ``kind``.
         kind: Candidates of one kind differ only in ``work``.
-        samples_s: Seconds per call, of the samples that count.
-        call_s: Seconds per call when it last ran, whether that counted or not; None if it never ran.
+        samples_s: Seconds per operation, of the samples that count.
+        call_s: Seconds per operation when it last ran, whether that counted or not; None if it never ran.
         calls: Calls per sample, 0 before the warm-up.
+        repeats: Operations that one call runs.
+        stopwatch: How its calls are timed; None: by the sampler's clock.
         done: Whether it needs no more samples, or can't be sampled.
         rivals: Indices of the candidates that do the same in another way: once one of them is clearly faster, this one
             is done.
@@ -73,6 +78,8 @@ class Candidate:
     samples_s: list[float] = field(default_factory=list)
     call_s: float | None = None
     calls: int = 0
+    repeats: int = 1
+    stopwatch: Stopwatch | None = None
     done: bool = False
     rivals: Sequence[int] = ()
     gates: Sequence[int] = ()
@@ -241,7 +248,7 @@ class Sampler:
     def _sample(self, index: int) -> Sample:
         """One sample; taken again, a few times at most, when it was slow and the process had been interrupted."""
         candidate = self._candidates[index]
-        if not candidate.calls or (candidate.call_s or 0.0) < _SHORT_CALL_S:
+        if not candidate.calls or (candidate.call_s or 0.0) * candidate.repeats < _SHORT_CALL_S:
             # Caches, page tables and branch predictors are cold at first. And in a step the product before leaves its
             # scratch memory and code in cache, if not the weights; here it was any other candidate, and a short call
             # would pay for fetching them again.
@@ -251,19 +258,24 @@ class Sampler:
         discarded = 0
         while True:
             preemptions = disturbance.preemptions()
-            start = self._clock()
-            for _ in range(candidate.calls):
-                candidate.call()
-            elapsed = self._clock() - start
+            elapsed = (candidate.stopwatch or self._time)(candidate.call, candidate.calls)
             if elapsed < MIN_SAMPLE_S:
                 longer = 1.2 * MIN_SAMPLE_S / max(elapsed, _CLOCK_RESOLUTION_S)
                 candidate.calls = math.ceil(candidate.calls * longer)
                 continue
-            candidate.call_s = elapsed / candidate.calls
+            operations = candidate.calls * candidate.repeats
+            candidate.call_s = elapsed / operations
             slow = candidate.call_s > _DISTURBED_IF_SLOWER * usual
             if not slow or discarded == _MAX_RETAKES or disturbance.preemptions() == preemptions:
-                return Sample(index, candidate.call_s, candidate.calls, discarded)
+                return Sample(index, candidate.call_s, operations, discarded)
             discarded += 1
+
+    def _time(self, call: Callable[[], object], calls: int) -> float:
+        """The stopwatch of what is over when it returns: the clock."""
+        start = self._clock()
+        for _ in range(calls):
+            call()
+        return self._clock() - start
 
     def _fits(self, expected_s: float | None) -> bool:
         """Whether that much more, and the control after it, is expected to end before the deadline."""
@@ -279,7 +291,7 @@ class Sampler:
         """
         call_s = candidate.call_s
         if call_s is not None and candidate.calls:
-            return call_s * candidate.calls
+            return call_s * candidate.calls * candidate.repeats
         if call_s is None:
             timed = [(other.work, other.call_s) for other in self._candidates if other.kind == candidate.kind]
             known = [(abs(math.log(work / candidate.work)), work, time_s) for work, time_s in timed if time_s]
@@ -287,7 +299,7 @@ class Sampler:
                 return None
             _, work, time_s = min(known)
             call_s = time_s * max(1.0, candidate.work / work)
-        return 2 * max(MIN_SAMPLE_S, call_s)
+        return 2 * max(MIN_SAMPLE_S, call_s * candidate.repeats)
 
 
 def stopping(samples_s: Sequence[float]) -> Stop | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autotune.bench.plan import Task
+from autotune.bench.rig import Call
 from autotune.records import Model
 from ternary_kernels.activations import Quantized, quantize
 from ternary_kernels.arena import Arena
@@ -16,8 +17,6 @@ from ternary_kernels.backends import get_backend
 from ternary_kernels.matmul import get_kernel
 from ternary_kernels.reference.layer_ops import Workspace
 from ternary_kernels.team import Team
-
-Call = Callable[[], object]
 
 
 class Subjects:
@@ -58,6 +57,8 @@ class Subjects:
                 return self._read(task)
             case "peak":
                 return self._peak(task)
+            case "upload" | "download" | "handover":
+                raise ValueError(f"{point.op}: expected a point on a GPU, got one on {point.device}")
 
     def _matmul(self, task: Task) -> Call:
         point = task.point

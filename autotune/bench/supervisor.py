@@ -83,7 +83,7 @@ class Supervisor:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={**os.environ, **dict.fromkeys(_BLAS_THREADS, "1"), "PYTHONPATH": paths},
+                env={**os.environ, **dict.fromkeys(_BLAS_THREADS, "1"), **self._visible_gpu(), "PYTHONPATH": paths},
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the worker
             )
         except OSError as error:
@@ -96,6 +96,12 @@ class Supervisor:
             process.stdin.flush()
         threading.Thread(target=self._read, args=(process.stdout,), daemon=True).start()
         return process
+
+    def _visible_gpu(self) -> dict[str, str]:
+        """Show the worker the GPU of its job alone: a MIG instance can't be used otherwise."""
+        if self._job.visible_gpu is None:
+            return {}
+        return {"CUDA_VISIBLE_DEVICES": self._job.visible_gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
     def _read(self, stream: IO[bytes]) -> None:
         with stream, contextlib.suppress(msgspec.DecodeError):  # a line that the worker's death cut off

@@ -13,40 +13,69 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Sequence
 from typing import IO
 
 import psutil
 from msgspec.structs import replace
 
-from autotune.bench import numerics
-from autotune.bench.messages import Block, Event, Failed, Finished, Job, Prepared, Ready, Started, encoder, job_decoder
+from autotune.bench.messages import (
+    Block,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Ready,
+    Started,
+    Unusable,
+    encoder,
+    job_decoder,
+)
 from autotune.bench.plan import Task
+from autotune.bench.rig import DeviceLostError, DeviceUnusableError, Rig, Send
 from autotune.bench.rivals import gates, rivals
 from autotune.bench.sampler import Candidate, Sample, Sampler, stopping
-from autotune.bench.subjects import Subjects
-from ternary_kernels.arena import Arena
-from ternary_kernels.backends import get_backend
-from ternary_kernels.matmul import get_kernel
-from ternary_kernels.team import Team
 
 _OVERTIME_S = 1.0
-_PREPARATION_SHARE = 0.15
-"""Share of the time that may go into filling memory, if it must."""
 
-Send = Callable[[Event], None]
+
+class Channel:
+    """Sends events to the parent, and remembers what is at stake.
+
+    Args:
+        stream: Where they are written, a line each.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._at_stake: tuple[int, ...] = ()
+
+    def send(self, event: Event) -> None:
+        """Send an event."""
+        if isinstance(event, Started):
+            self._at_stake = event.at_stake
+        self._stream.write(encoder.encode(event) + b"\n")
+        self._stream.flush()
+
+    def give_up(self, reason: str) -> None:
+        """The device is lost: what was at stake takes the blame; if nothing was, it can't be used at all."""
+        for index in self._at_stake:
+            self.send(Failed(index, "crashed", reason))
+        if not self._at_stake:
+            self.send(Unusable(reason))
 
 
 class Reporter:
     """Turns what the sampler tells about candidates into events about tasks.
 
     Args:
+        rig: Tells what an error means.
         send: Takes the events.
         tasks: Index of the task that each candidate stands for.
     """
 
-    def __init__(self, send: Send, tasks: Sequence[int]) -> None:
+    def __init__(self, rig: Rig, send: Send, tasks: Sequence[int]) -> None:
+        self._rig = rig
         self._send = send
         self._tasks = tasks
 
@@ -56,52 +85,54 @@ class Reporter:
 
     def failed(self, index: int, error: Exception) -> None:
         """A candidate raised an error."""
-        self._send(Failed(self._tasks[index], *numerics.failure_of(error)))
+        self._send(Failed(self._tasks[index], *self._rig.failure_of(error)))
 
     def committed(self, block: Sequence[Sample], control_drift: float) -> None:
         """Samples count."""
         samples = tuple(replace(sample, index=self._tasks[sample.index]) for sample in block)
         self._send(Block(samples, control_drift))
+        self._rig.between_blocks()
 
 
 def main() -> None:
     """Run the job that standard input holds."""
-    send = _sender(_take_standard_output())
+    channel = Channel(_take_standard_output())
     job = job_decoder.decode(sys.stdin.buffer.readline())
     _end_with_parent(job.end)
+    try:
+        _work_off(job, channel.send)
+    except DeviceLostError as error:
+        channel.give_up(str(error))
+    except DeviceUnusableError as error:
+        channel.send(Unusable(str(error)))
+
+
+def _work_off(job: Job, send: Send) -> None:
+    rig = _rig(job, send)
     for module in job.kernel_modules:
         importlib.import_module(module)
-    _import_kernels(job.tasks)
+    rig.load(job.tasks)
     send(Ready(psutil.Process().memory_info().rss))
-    with ExitStack() as stack:
-        counts = sorted({task.point.threads for task in job.tasks})
-        teams = {count: stack.enter_context(Team(count, job.cpus)) for count in counts}
-        out = numerics.Checker(teams, send).check(job.tasks, job.skip) | set(job.skip)
-        _sample(job, teams, out, send)
+    with rig:
+        out = rig.check(job.tasks, job.skip) | set(job.skip)
+        _sample(job, rig, out, send)
     send(Finished())
 
 
-def _import_kernels(tasks: Sequence[Task]) -> None:
-    """Import what the tasks need, so that it counts as the runtime's own memory; the check tells what can't be had."""
-    for kernel, weight_format in {
-        (task.point.kernel, task.point.format) for task in tasks if task.point.op == "matmul"
-    }:
-        with suppress(Exception):
-            get_kernel(kernel, weight_format)
-    for kernel in {task.point.kernel for task in tasks if task.point.op != "matmul"}:
-        with suppress(Exception):
-            get_backend(kernel)
+def _rig(job: Job, send: Send) -> Rig:
+    if job.device == "cpu":
+        from autotune.bench.cpu_rig import CpuRig
+
+        return CpuRig(job, send)
+    from autotune.bench.gpu_rig import GpuRig  # imports torch
+
+    return GpuRig(job, send)
 
 
-def _sample(job: Job, teams: Mapping[int, Team], out: Collection[int], send: Send) -> None:
+def _sample(job: Job, rig: Rig, out: Collection[int], send: Send) -> None:
     """Build the calls of all tasks that aren't out, and sample them."""
     send(Started((), None))
-    now = time.monotonic()
-    arena = Arena(
-        job.cold_bytes, least_bytes=job.least_cold_bytes, until=now + _PREPARATION_SHARE * (job.deadline - now)
-    )
-    send(Prepared(arena.size_bytes))
-    subjects = Subjects(job.model, arena, teams)
+    send(rig.prepare())
     tasks: list[int] = []
     candidates: list[Candidate] = []
     for index, task in enumerate(job.tasks):
@@ -109,17 +140,18 @@ def _sample(job: Job, teams: Mapping[int, Team], out: Collection[int], send: Sen
             continue
         send(Started((index,), None, compiles=True))
         try:
-            call = subjects.build(task)
+            subject = rig.build(task)
         except Exception as error:
-            send(Failed(index, *numerics.failure_of(error)))
+            send(Failed(index, *rig.failure_of(error)))
             continue
         samples = list(job.samples_s[index])
-        candidate = Candidate(call, *_work(task), samples, samples[-1] if samples else None)
+        candidate = Candidate(subject.call, *_work(task), samples, samples[-1] if samples else None)
+        candidate.repeats, candidate.stopwatch = subject.repeats, subject.stopwatch
         candidate.done = stopping(samples) is not None
         tasks.append(index)
         candidates.append(candidate)
     _introduce(job.tasks, tasks, candidates)
-    reporter = Reporter(send, tasks)
+    reporter = Reporter(rig, send, tasks)
     control = _choose_control([job.tasks[index] for index in tasks], candidates, reporter)
     if control is None:
         return
@@ -128,7 +160,11 @@ def _sample(job: Job, teams: Mapping[int, Team], out: Collection[int], send: Sen
     # Garbage collection would stop the threads in the middle of a sample.
     gc.collect()
     gc.disable()
-    Sampler(candidates, control, deadline, reporter, seed=job.seed).run()
+    try:
+        Sampler(candidates, control, deadline, reporter, seed=job.seed).run()
+    except Exception as error:
+        rig.failure_of(error)  # a lost device says so itself
+        raise
 
 
 def _introduce(all_tasks: Sequence[Task], tasks: Sequence[int], candidates: Sequence[Candidate]) -> None:
@@ -168,8 +204,9 @@ def _work(task: Task) -> tuple[float, tuple[object, ...]]:
     """Amount of work of a task and what it shares with those that differ in nothing else."""
     point = task.point
     tokens = max(point.m, 1)
-    kind = (point.op, point.kernel, point.format, point.n_out, point.k_in, point.threads)
-    return tokens * (point.context + tokens) if point.op == "attention" else tokens, kind
+    kind = (point.op, point.kernel, point.format, point.n_out, point.k_in, point.threads, point.launch)
+    work = point.sequences * tokens
+    return work * (point.context + tokens) if point.op == "attention" else work, kind
 
 
 def _take_standard_output() -> IO[bytes]:
@@ -177,14 +214,6 @@ def _take_standard_output() -> IO[bytes]:
     events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return events
-
-
-def _sender(events: IO[bytes]) -> Send:
-    def send(event: Event) -> None:
-        events.write(encoder.encode(event) + b"\n")
-        events.flush()
-
-    return send
 
 
 def _end_with_parent(end: float) -> None:

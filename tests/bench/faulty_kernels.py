@@ -128,6 +128,19 @@ class Compiling(NumpyI2S):
         super().__init__(*args)
 
 
+class Tiring(NumpyI2S):
+    """Fails once it has been timed for a while."""
+
+    kernel = "tiring"
+    calls = 0
+
+    def _multiply(self, x: Any, weights: Any, out: Any) -> None:
+        self.calls += self.n_out > CHECKED_ROWS
+        if self.calls > 9:
+            raise RuntimeError("tired of it")
+        super()._multiply(x, weights, out)
+
+
 class Picky(NumpyI2S):
     """Refuses wide matrices when it is built, once the check is over."""
 

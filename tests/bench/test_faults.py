@@ -88,6 +88,13 @@ def test_a_kernel_that_refuses_a_shape_is_out_there(faulty_when_timed):
     assert_failed(faulty_when_timed["picky"], "unsupported", "ValueError: picky: expected at most 128 rows, got 512")
 
 
+def test_a_control_that_fails_is_out_and_another_takes_its_place(time_tasks, product):
+    """The largest product is the control, which is timed before all others."""
+    found = time_tasks([product("tiring", n_out=512), product()])
+    assert_failed(found["tiring"], "crashed", "the worker exited with status 1: RuntimeError: tired of it")
+    assert_measured(found["numpy"])
+
+
 def test_a_wrong_result_is_out_where_it_is_wrong_and_not_timed(faulty_at_once):
     right, wrong = faulty_at_once["wrong"]
     assert_measured([right])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autotune.bench.ledger import Ledger
-from autotune.bench.messages import Block, Failed, Finished, Prepared, Ready
+from autotune.bench.messages import Block, Clocks, Failed, Finished, GpuFacts, Prepared, Ready, Unusable
 from autotune.bench.sampler import Sample
 from autotune.records import Failure, Measurement
 
@@ -117,3 +117,32 @@ class TestRivals:
         ledger.fail([0, 2, 4], "crashed", "died of signal 11")
         assert [outcome.point for outcome in ledger.outcomes()] == [task.point for task in tasks]
         assert [outcome.stopped for outcome in ledger.outcomes() if isinstance(outcome, Measurement)] == ["budget"] * 2
+
+
+class TestGpu:
+    """What workers tell of a GPU beside samples."""
+
+    FACTS = GpuFacts(500, 900, 7000, 50, 132, 0.0, {"torch": "9.9"})
+
+    def test_what_the_first_worker_found_counts(self, tasks):
+        """The next one finds the GPU as the first one left it."""
+        ledger = Ledger(tasks)
+        assert ledger.gpu is None
+        for facts in (self.FACTS, GpuFacts(600, 800, 6000, 50, 132, 0.4, {})):
+            ledger.take(Prepared(700, facts))
+        assert ledger.gpu == self.FACTS
+
+    def test_clocks_are_kept_as_they_were_read(self, tasks):
+        ledger = Ledger(tasks)
+        read = [Clocks(1e9, 2e9, ()), Clocks(9e8, None, ("sw_power_cap",))]
+        for clocks in read:
+            ledger.take(clocks)
+        assert ledger.clocks == read
+
+    def test_a_device_that_cannot_be_used_ends_it_and_what_was_sampled_stays(self, tasks):
+        ledger = Ledger(tasks)
+        ledger.take(block((0, 1.0, 0)))
+        ledger.take(Unusable("the driver is too old"))
+        assert ledger.unusable == "the driver is too old"
+        assert not ledger.open
+        assert [outcome.kind for outcome in ledger.outcomes() if isinstance(outcome, Failure)] == ["budget"] * 2

@@ -15,7 +15,7 @@ from autotune.host.kernels import find_kernels
 from autotune.records import Point
 from ternary_kernels.team import Team
 
-RUNNABLE = [kernel for kernel in find_kernels(detect().cpu) if kernel.reason is None]
+RUNNABLE = [kernel for kernel in find_kernels(detect()) if kernel.reason is None]
 K_IN = (2560, 6912)
 
 

@@ -78,6 +78,45 @@ class TestChoice:
         assert Kernels({"I2_S": ("amx",)}).at("I2_S", 1) == ("amx",)
 
 
+class TestGpuKernels:
+    """Which kernels are left to choose from on GPUs beside those of the CPU."""
+
+    ON_GPU = (
+        *(Kernel("triton", name, "sm_90", None, "gpu") for name in ("I2_S", "F16")),
+        Kernel("triton", "TL2", None, "there is no triton kernel for TL2 on a GPU", "gpu"),
+        *(Kernel("torch", name, "sm_90", None, "gpu") for name in ("I2_S", "F16", "TL2")),
+    )
+
+    def test_the_cpus_choice_is_its_own(self):
+        alone, beside = (choose_kernels(found, ["I2_S", "F16"], None) for found in (HERE, (*HERE, *self.ON_GPU)))
+        assert (beside.by_format, beside.main, beside.tiles) == (alone.by_format, alone.main, alone.tiles)
+        assert (alone.on_gpu, beside.on_gpu) == ((), self.ON_GPU)
+
+    def test_a_gpu_kernel_that_is_asked_for_is_alone_on_gpus_and_changes_nothing_on_the_cpu(self):
+        found = (*HERE, *self.ON_GPU)
+        kernels = choose_kernels(found, ["I2_S", "F16"], "triton")
+        assert kernels.on_gpu == self.ON_GPU[:3]
+        assert kernels.at("I2_S", 64) == choose_kernels(HERE, ["I2_S", "F16"], None).at("I2_S", 64)
+
+    def test_a_gpu_kernel_that_cannot_run_is_told_with_the_reason(self):
+        unable = tuple(Kernel("triton", name, None, "triton isn't installed", "gpu") for name in ("I2_S", "F16"))
+        with pytest.raises(
+            KernelUnavailableError, match=r"^the kernel 'triton' can't run this here: triton isn't installed$"
+        ):
+            choose_kernels((*HERE, *unable), ["I2_S"], "triton")
+
+    def test_where_there_is_no_gpu_its_kernels_are_unknown(self):
+        with pytest.raises(UsageError, match=r"^--kernel must be one of native, amx, numpy, got 'triton'$"):
+            choose_kernels(HERE, ["I2_S"], "triton")
+
+    def test_a_format_that_only_a_gpu_has_a_kernel_for_is_told(self):
+        """Every strategy may need the CPU."""
+        with pytest.raises(
+            KernelUnavailableError, match=r"^no kernel can run the weight format TL2 here: there is none$"
+        ):
+            choose_kernels((*HERE, *self.ON_GPU), ["TL2"], None)
+
+
 def test_rivals_differ_in_the_kernel_alone():
     points = [point("native"), point("numpy"), point("native", m=2), point("numpy", threads=1)]
     assert rivals(points) == [(1,), (0,), (), ()]

@@ -447,3 +447,37 @@ class TestRivals:
         simulation.candidates[slow].samples_s.append(2e-2)
         simulation.run(seconds=1)
         assert slow not in simulation.calls
+
+
+# Calls that run an operation several times, and other ways to time them
+
+
+def test_a_sample_is_per_operation_where_a_call_runs_several(simulation):
+    """A call of 8 operations takes 80 us; 13 of them last a millisecond."""
+    index = simulation.add(80e-6, repeats=8)
+    simulation.run(seconds=10)
+    for sample in simulation.samples(index):
+        assert sample.time_s == pytest.approx(10e-6)
+        assert sample.calls % 8 == 0
+        assert MIN_SAMPLE_S * (1 - ROUNDING) <= sample.time_s * sample.calls < 2 * MIN_SAMPLE_S
+
+
+def test_what_several_operations_take_is_expected_of_the_next_sample(simulation):
+    index = simulation.add(noisy(0.08), repeats=8)
+    simulation.run(seconds=4)
+    _, first, _ = next(begun for begun in simulation.begun if begun[0] == index)
+    assert first is None
+    assert all(0.05 < expected < 0.11 for _, expected, _ in simulation.begun[1:])
+
+
+def test_a_candidate_may_be_timed_by_another_watch_than_the_clock(simulation):
+    """A device's own: the clock goes on while it works, and that doesn't count."""
+
+    def watch(call, calls):
+        for _ in range(calls):
+            call()
+        return calls * 5e-4
+
+    index = simulation.add(3e-3, stopwatch=watch)
+    simulation.run(seconds=10)
+    assert {sample.time_s for sample in simulation.samples(index)} == {5e-4}

@@ -97,3 +97,9 @@ def test_all_members_of_a_team_read_and_together_they_read_everything(subjects, 
 def test_what_cannot_be_built_is_refused_in_a_sentence(subjects, kernel, weight_format, k_in, sentence):
     with pytest.raises(ValueError, match=sentence):
         subjects.build(Task(Point("matmul", "cpu", kernel, 1, 1, weight_format, 256, k_in)))
+
+
+@pytest.mark.parametrize("op", ["upload", "download", "handover"])
+def test_a_transfer_has_no_meaning_on_the_cpu(subjects, op):
+    with pytest.raises(ValueError, match=f"^{op}: expected a point on a GPU, got one on cpu$"):
+        subjects.build(Task(Point(op, "cpu", "pinned", 1, k_in=64)))

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from autotune.bench.ledger import Ledger
-from autotune.bench.messages import Block, Finished, Job, Ready, Started, encoder
+from autotune.bench.messages import Block, Finished, Job, Ready, Started, Unusable, encoder
 from autotune.bench.sampler import Sample
 from autotune.bench.supervisor import Supervisor
 from autotune.errors import BenchmarkError
@@ -21,14 +21,14 @@ BUDGET_S = 20.0
 def supervise(monkeypatch, tmp_path, product):
     """Runs a script as the worker; returns the ledger."""
 
-    def run(*lines, budget_s=BUDGET_S, patience_s=0.3):
+    def run(*lines, budget_s=BUDGET_S, patience_s=0.3, visible_gpu=None):
         script = tmp_path / "worker"
         script.write_text("\n".join(("#!/bin/sh", *lines, "")))
         script.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(script))
         tasks = (product(m=1), product(m=2))
         end = time.monotonic() + budget_s
-        job = Job(None, tasks, ((), ()), (), (0,), 0, 0, end, end, (), 0)
+        job = Job(None, tasks, ((), ()), (), (0,), 0, 0, end, end, (), 0, visible_gpu=visible_gpu)
         ledger = Ledger(tasks)
         Supervisor(job, ledger, patience_s, lambda: None).run()
         assert time.monotonic() < end + 1
@@ -144,3 +144,21 @@ def test_a_worker_that_goes_silent_without_ending_is_ended_and_nobody_is_blamed(
     ledger = supervise(say(Started((0,), 60.0)), "exec >&-", "exec sleep 60")
     assert not ledger.failures
     assert ledger.open
+
+
+@pytest.mark.parametrize(
+    ("visible_gpu", "reason"), [("GPU-7", "GPU-7 PCI_BUS_ID"), ("2", "2 PCI_BUS_ID"), (None, "all FASTEST_FIRST")]
+)
+def test_a_worker_sees_the_gpu_of_its_job_alone(supervise, monkeypatch, visible_gpu, reason):
+    """Whatever its parent sees; and a worker for the CPU sees what its parent does."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    line = say(Unusable("SEEN")).replace("SEEN", "'$CUDA_VISIBLE_DEVICES $CUDA_DEVICE_ORDER'")
+    assert supervise("read job", line, visible_gpu=visible_gpu).unusable == reason
+
+
+def test_a_worker_that_says_its_device_cannot_be_used_is_no_error_and_blames_no_task(supervise):
+    ledger = supervise("read job", say(Ready(1), Unusable("no CUDA-capable device is detected")))
+    assert ledger.unusable == "no CUDA-capable device is detected"
+    assert not ledger.failures
+    assert not ledger.open
