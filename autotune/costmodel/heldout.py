@@ -8,31 +8,44 @@ from typing import Literal
 import numpy as np
 
 from autotune.costmodel.model import CostModel
+from autotune.costmodel.points import timed_devices
 from autotune.costmodel.products import Grid, Products, measured_products
 from autotune.costmodel.roofline import Ceilings, Form, Product
 from autotune.records import Campaign, CostModelReport, HeldOut
 
 LeftOut = Literal["interior m", "site", "thread count"]
-_FORMS: tuple[Form, ...] = ("sum", "max")
+_CPU_FORMS: tuple[Form, ...] = ("sum", "max")
+_GPU_FORMS: tuple[Form, ...] = (*_CPU_FORMS, "waves")
 
 
-def fit(campaign: Campaign) -> tuple[CostModel, CostModelReport]:
-    """Fit the cost model in the form that predicts left-out points best.
+def fit(campaign: Campaign) -> tuple[CostModel, tuple[CostModelReport, ...]]:
+    """Fit every device that was timed, each in the form that predicts its left-out points best.
+
+    Returns:
+        The cost model, and a report on each device: the CPU's first, then one per kind of GPU.
 
     Raises:
-        BenchmarkError: The campaign lacks the host's ceilings.
+        BenchmarkError: The campaign lacks a device's ceilings.
     """
-    ceilings = Ceilings(campaign)
-    grid = measured_products(campaign)
-    errors = {form: held_out(grid, ceilings, form) for form in _FORMS}
+    reports = tuple(_report(campaign, device) for device in dict.fromkeys(timed_devices(campaign).values()))
+    return CostModel(campaign, {report.device: report.roofline for report in reports}), reports
+
+
+def _report(campaign: Campaign, device: str) -> CostModelReport:
+    ceilings = Ceilings(campaign, device)
+    grid = measured_products(campaign, device)
+    forms = _CPU_FORMS if device == "cpu" else _GPU_FORMS
+    errors = {form: held_out(grid, ceilings, form) for form in forms}
     # The form matters where the model leans on the roofline: for what was not timed at all. Fewest median errors
     # summed over the ways of leaving out; a tie goes to the sum, which cold CPU products were nearer to.
-    form = min(_FORMS, key=lambda candidate: sum(error.median or 0.0 for error in errors[candidate]))
-    return CostModel(campaign, form), CostModelReport(
+    form = min(forms, key=lambda candidate: sum(error.median or 0.0 for error in errors[candidate]))
+    return CostModelReport(
         roofline=form,
         read_bytes_per_s={str(count): rate for count, rate in sorted(ceilings.read_bytes_per_s.items())},
         operations_per_s={str(count): rate for count, rate in sorted(ceilings.operations_per_s.items())},
-        held_out=errors[form],
+        # A GPU is driven by one thread: there is no thread count to leave out.
+        held_out=tuple(error for error in errors[form] if device == "cpu" or error.left_out != "thread count"),
+        device=device,
     )
 
 
@@ -46,13 +59,19 @@ def held_out(grid: Grid, ceilings: Ceilings, form: Form) -> tuple[HeldOut, ...]:
 
 
 def _without_m(grid: Grid, ceilings: Ceilings, form: Form) -> Iterator[float]:
-    """Each m of each curve but the first and last, predicted from the rest of its curve."""
-    for product, curves in grid.items():
-        for threads, curve in curves.items():
-            for m in sorted(curve)[1:-1]:
-                rest = {other: time_s for other, time_s in curve.items() if other != m}
-                without = Products({product: {threads: rest}}, ceilings, form)
-                yield from _errors(without, product, threads, {m: curve[m]})
+    """Each m of each curve but the first and last, predicted from what was timed at other m on as many threads."""
+    for threads in sorted({threads for curves in grid.values() for threads in curves}):
+        timed = {product: curves[threads] for product, curves in grid.items() if threads in curves}
+        for m in sorted({m for curve in timed.values() for m in sorted(curve)[1:-1]}):
+            rest = {
+                product: {threads: {other: time_s for other, time_s in curve.items() if other != m}}
+                for product, curve in timed.items()
+                if set(curve) != {m}
+            }
+            without = Products(rest, ceilings, form)
+            for product, curve in timed.items():
+                if m in sorted(curve)[1:-1]:
+                    yield from _errors(without, product, threads, {m: curve[m]})
 
 
 def _without_site(grid: Grid, ceilings: Ceilings, form: Form) -> Iterator[float]:

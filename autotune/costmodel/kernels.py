@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from autotune.costmodel.roofline import Product, product_of
+from autotune.costmodel.placement import parts
+from autotune.costmodel.points import timed_devices
+from autotune.costmodel.roofline import Product
 from autotune.records import Campaign, Configuration, Model, SiteKernels
+
+_Fastest = dict[Product, dict[int, dict[int, str]]]
+"""Name of the fastest kernel by product, thread count and m."""
 
 
 def fastest_kernels(campaign: Campaign, model: Model, configuration: Configuration) -> tuple[SiteKernels, ...]:
-    """The fastest kernel of each distinct site of a model, at the values of m that a configuration runs with.
+    """The fastest kernel of each distinct site on each device, at the values of m that a configuration runs with.
 
     Where its number of threads wasn't timed, the nearest one that was counts. Sites that weren't timed are left out.
     """
-    layer_sites = dict.fromkeys(product_of(site) for layer in dict.fromkeys(model.layers) for site in layer.sites)
-    head = product_of(model.head)
+    timed = timed_devices(campaign)
     found = []
-    for product in dict.fromkeys((*layer_sites, head)):
-        by_threads = _fastest(campaign, product)
-        if by_threads:
-            decode = _up_to(configuration.batch_size, by_threads, configuration.decode_threads)
-            prefill = _up_to(configuration.prefill_chunk, by_threads, configuration.prefill_threads)
-            found.append(SiteKernels(*product, decode, prefill if product in layer_sites else {}))
+    for part in parts(model, configuration):
+        fastest = _fastest(campaign, timed[part.device])
+        for product in dict.fromkeys((*part.products, *([part.head] if part.head else []))):
+            by_threads = fastest.get(product)
+            if by_threads:
+                decode = _up_to(configuration.batch_size, by_threads, configuration.decode_threads)
+                prefill = _up_to(configuration.prefill_chunk, by_threads, configuration.prefill_threads)
+                found.append(SiteKernels(*product, decode, prefill if product in part.products else {}, part.device))
     return tuple(found)
 
 
-def _fastest(campaign: Campaign, product: Product) -> dict[int, dict[int, str]]:
-    """Name of the fastest kernel by thread count and m."""
-    best: dict[tuple[int, int], tuple[float, str]] = {}
+def _fastest(campaign: Campaign, device: str) -> _Fastest:
+    best: dict[tuple[Product, int, int], tuple[float, str]] = {}
     for found in campaign.measurements():
         point = found.point
-        if point.op == "matmul" and (point.format, point.n_out, point.k_in) == product:
-            key, timed = (point.threads, point.m), (found.median_s, point.kernel)
+        if point.op == "matmul" and point.device == device:
+            key = Product(point.format, point.n_out, point.k_in), point.threads, point.m
+            timed = found.median_s, point.kernel
             best[key] = min(timed, best.get(key, timed))
-    by_threads: dict[int, dict[int, str]] = {}
-    for (threads, m), (_, kernel) in sorted(best.items()):
-        by_threads.setdefault(threads, {})[m] = kernel
-    return by_threads
+    fastest: _Fastest = {}
+    for (product, threads, m), (_, kernel) in sorted(best.items()):
+        fastest.setdefault(product, {}).setdefault(threads, {})[m] = kernel
+    return fastest
 
 
 def _up_to(largest: int, by_threads: dict[int, dict[int, str]], threads: int) -> dict[str, str]:

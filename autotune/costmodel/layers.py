@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,67 +16,113 @@ Floats = NDArray[np.float64]
 
 
 class AttentionTimes:
-    """Attention of m new tokens of one sequence over a context, one layer.
+    """Attention of new tokens over a context, one layer.
 
-    At each timed m the time is piecewise linear in the context, constant below the shortest timed one; between values
-    of m it is a power law; over threads it follows the Universal Scalability Law.
+    At each timed size the time is piecewise linear in the context, constant below the shortest timed one; between
+    sizes it is a power law; over threads it follows the Universal Scalability Law. A size is m, the new tokens of one
+    sequence, or the number of sequences that decode a token each: where one alone was timed (a CPU takes them in
+    turn), more take proportionally longer.
 
     Args:
         campaign: Holds the ``attention`` points.
         device: Which device's.
 
     Attributes:
-        tokens: The timed values of m, ascending; empty if attention wasn't timed.
+        timed: Whether there are any.
+        tokens: The timed values of m, ascending.
+        sequences: The timed numbers of decoding sequences, ascending.
     """
 
     def __init__(self, campaign: Campaign, device: str = "cpu") -> None:
-        times: dict[int, dict[int, dict[int, float]]] = {}
+        times: dict[tuple[int, int], dict[int, dict[int, float]]] = {}
         for point, time_s in fastest(campaign, "attention", device).items():
-            times.setdefault(point.m, {}).setdefault(point.context, {})[point.threads] = time_s
-        self.tokens = tuple(sorted(times))
-        self._laws = {
-            m: {context: ScalabilityLaw(by_context[context]) for context in sorted(by_context)}
-            for m, by_context in times.items()
-        }
+            by_context = times.setdefault((point.m, point.sequences), {})
+            by_context.setdefault(point.context, {})[point.threads] = time_s
+        over_contexts = {size: _OverContexts(size[0], by_context) for size, by_context in sorted(times.items())}
+        self._prompts = {m: law for (m, sequences), law in over_contexts.items() if sequences == 1}
+        self._batches = {sequences: law for (m, sequences), law in over_contexts.items() if m == 1}
+        self.timed = bool(times)
+        self.tokens = tuple(self._prompts)
+        self.sequences = tuple(self._batches)
 
     def time_s(self, m: int, contexts: Floats, threads: NDArray[np.int64]) -> Floats:
-        """Seconds summed over the contexts, shape (T,); 0 where attention was not timed at all."""
+        """Seconds of m tokens of one sequence summed over the contexts, shape (T,); 0 where none was timed at all."""
         if not self.tokens:
             return np.zeros(len(threads))
         if len(self.tokens) == 1:
-            return self._over_contexts(self.tokens[0], contexts, threads) * m / self.tokens[0]
-        lower, upper, share = self._around(m)
+            return self._prompts[self.tokens[0]].time_s(contexts, threads) * m / self.tokens[0]
+        lower, upper, share = _around(m, self.tokens)
         between: Floats = (
-            self._over_contexts(lower, contexts, threads) ** (1 - share)
-            * self._over_contexts(upper, contexts, threads) ** share
+            self._prompts[lower].time_s(contexts, threads) ** (1 - share)
+            * self._prompts[upper].time_s(contexts, threads) ** share
         )
         return between
 
+    def decode_s(self, batches: Floats, context: int, threads: NDArray[np.int64]) -> Floats:
+        """Seconds of a decode step of such batches, every sequence over the same context, shape (T, B).
+
+        Beyond the most sequences that were timed, proportional to their number.
+        """
+        at = np.array([context], np.float64)
+        if not self._batches:
+            return np.outer(self.time_s(1, at, threads), batches)
+        times = np.stack([law.time_s(at, threads) for law in self._batches.values()], axis=-1)
+        if len(self.sequences) == 1:
+            return np.outer(times, batches / self.sequences[0])
+        inside = np.exp(np.log(times) @ linear_weights(np.log(batches), np.log(self.sequences)))
+        beyond: Floats = inside * np.maximum(1.0, batches / self.sequences[-1])
+        return beyond
+
     def longest_context(self, m: int) -> int:
         """Longest context that was timed at the values of m from which this one is predicted: 0 if none was."""
-        if len(self.tokens) < 2:
-            return max((max(self._laws[only]) for only in self.tokens), default=0)
-        lower, upper, share = self._around(m)
-        return min(max(self._laws[node]) for node, weight in ((lower, 1 - share), (upper, share)) if weight)
+        return _longest(m, self._prompts)
 
-    def _around(self, m: int) -> tuple[int, int, float]:
-        """The two timed m between which this one lies, and how far on towards the second in log m."""
-        index = min(max(int(np.searchsorted(self.tokens, m)), 1), len(self.tokens) - 1)
-        lower, upper = self.tokens[index - 1], self.tokens[index]
-        return lower, upper, math.log(m / lower) / math.log(upper / lower)
+    def longest_decode_context(self, batch: int) -> int:
+        """The same for a batch of sequences that decode a token each."""
+        return _longest(batch, self._batches) if self._batches else self.longest_context(1)
 
-    def _over_contexts(self, m: int, contexts: Floats, threads: NDArray[np.int64]) -> Floats:
-        nodes = np.array(list(self._laws[m]), np.float64)
-        times = np.stack([law.at(threads) for law in self._laws[m].values()])
+
+class _OverContexts:
+    """Attention at one timed size, over contexts and threads.
+
+    Args:
+        m: New tokens of each sequence.
+        times_s: Seconds by context and thread count.
+    """
+
+    def __init__(self, m: int, times_s: dict[int, dict[int, float]]) -> None:
+        self._m = m
+        self._contexts = sorted(times_s)
+        self._laws = [ScalabilityLaw(times_s[context]) for context in self._contexts]
+        self.longest = self._contexts[-1]
+
+    def time_s(self, contexts: Floats, threads: NDArray[np.int64]) -> Floats:
+        """Seconds summed over the contexts, shape (T,)."""
+        nodes = np.array(self._contexts, np.float64)
+        times = np.stack([law.at(threads) for law in self._laws])
         if len(nodes) == 1:
             # One context: as if all time went to the tokens attended to, half of the new ones among them.
-            slope = times[0] / (nodes[0] + (m + 1) / 2)
+            slope = times[0] / (nodes[0] + (self._m + 1) / 2)
         else:
             # Noise between close times must not make a longer context cheaper.
             slope = np.maximum((times[-1] - times[-2]) / (nodes[-1] - nodes[-2]), 0.0)
         beyond = np.maximum(contexts - nodes[-1], 0.0).sum()
         total: Floats = linear_weights(contexts, nodes).sum(axis=1) @ times + slope * beyond
         return total
+
+
+def _around(size: int, nodes: Sequence[int]) -> tuple[int, int, float]:
+    """The two timed sizes between which this one lies, and how far on towards the second in the logarithm."""
+    index = min(max(int(np.searchsorted(nodes, size)), 1), len(nodes) - 1)
+    lower, upper = nodes[index - 1], nodes[index]
+    return lower, upper, math.log(size / lower) / math.log(upper / lower)
+
+
+def _longest(size: int, laws: Mapping[int, _OverContexts]) -> int:
+    if len(laws) < 2:
+        return max((law.longest for law in laws.values()), default=0)
+    lower, upper, share = _around(size, list(laws))
+    return min(laws[node].longest for node, weight in ((lower, 1 - share), (upper, share)) if weight)
 
 
 class SmallOpsTimes:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.costmodel.fitting import fit_line
 from autotune.costmodel.points import fastest
 from autotune.costmodel.roofline import Ceilings, Form, Product
 from autotune.costmodel.scaling import ScalabilityLaw
+from autotune.costmodel.waves import Waves
 from autotune.errors import BenchmarkError
 from autotune.records import Campaign
 
@@ -43,6 +45,7 @@ class Products:
         self._grid = grid
         self._ceilings = ceilings
         self._form: Form = form
+        self._waves = Waves(grid, ceilings) if form == "waves" else None
 
     def time_s(self, product: Product, tokens: Floats, threads: NDArray[np.int64]) -> Floats:
         """Seconds of one product at every m of ``tokens``, shape (T, M).
@@ -56,8 +59,10 @@ class Products:
         times = {count: self._over_tokens(product, curve, count, tokens) for count, curve in curves.items()}
         counts = np.array(list(times))
         if len(counts) == 1:
-            # One thread count tells nothing about scaling: assume that utilisation stays as it is.
             (only,) = times.values()
+            if threads.tolist() == counts.tolist():
+                return only[None]
+            # One thread count tells nothing about scaling: assume that utilisation stays as it is.
             scale = self._roofline(product, tokens, threads) / self._roofline(product, tokens, counts)
             same_utilisation: Floats = scale * only
             return same_utilisation
@@ -72,15 +77,28 @@ class Products:
         """Thread counts that a product was timed with, ascending; empty if it wasn't."""
         return tuple(sorted(self._grid.get(product, {})))
 
-    def _roofline(self, product: Product, tokens: Floats, threads: NDArray[np.int64]) -> Floats:
-        return self._ceilings.time_s(product, tokens, threads, self._form)
+    def _roofline(
+        self, product: Product, tokens: Floats, threads: NDArray[np.int64], around: Floats | None = None
+    ) -> Floats:
+        """Roofline time, shape (T, M), of the kernel that is used with ``around`` tokens, by default those given."""
+        if self._waves is None:
+            return self._ceilings.time_s(product, tokens, threads, self._form)
+        return self._waves.time_s(product, tokens, tokens if around is None else around)[None]
 
     def _over_tokens(self, product: Product, curve: dict[int, float], threads: int, tokens: Floats) -> Floats:
         nodes = np.array(sorted(curve), np.float64)
         times = np.array([curve[int(node)] for node in nodes])
-        roofline = self._roofline(product, np.concatenate([nodes, tokens]), np.array([threads]))[0]
-        log_utilisation = np.log(roofline[: len(nodes)] / times)
-        predicted: Floats = roofline[len(nodes) :] / np.exp(np.interp(np.log(tokens), np.log(nodes), log_utilisation))
+        upper = np.minimum(np.searchsorted(nodes, tokens), len(nodes) - 1)
+        lower = np.maximum(upper - 1, 0)
+        share = np.ones_like(tokens)
+        inside = lower < upper
+        np.divide(np.log(tokens / nodes[lower]), np.log(nodes[upper] / nodes[lower]), out=share, where=inside)
+        share = np.clip(share, 0.0, 1.0)
+        # One call for the timed m on either side and for the m between.
+        sizes = np.concatenate([nodes[lower], nodes[upper], tokens])
+        below, above, roofline = self._roofline(product, sizes, np.array([threads]), np.tile(tokens, 3)).reshape(3, -1)
+        log_utilisation = (1 - share) * np.log(below / times[lower]) + share * np.log(above / times[upper])
+        predicted: Floats = roofline / np.exp(log_utilisation)
         return predicted
 
     def _reading_s(self, product: Product, times: dict[int, Floats], threads: NDArray[np.int64]) -> Floats:
@@ -93,25 +111,13 @@ class Products:
     def _from_others(self, product: Product, tokens: Floats, threads: NDArray[np.int64]) -> Floats:
         others = [other for other in self._grid if other.format == product.format]
         if not others:
+            where = "" if self._ceilings.device == "cpu" else f" on {self._ceilings.device}"
             raise BenchmarkError(
-                f"the time of {product} can't be predicted: neither it nor another {product.format} product was timed"
+                f"the time of {product}{where} can't be predicted: neither it nor another {product.format} product "
+                "was timed"
             )
         times = np.stack([self.time_s(other, tokens, threads) for other in others])
         rooflines = np.stack([self._roofline(other, tokens, threads) for other in others])
-        slope, overhead = _fit_line(rooflines, times)
+        slope, overhead = fit_line(rooflines, times)
         line: Floats = slope * self._roofline(product, tokens, threads) + overhead
         return line
-
-
-def _fit_line(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Slope and overhead, neither below zero, of y = slope x + overhead along axis 0, by least relative error."""
-    scaled, ones = x / y, 1 / y
-    xx, xo, oo = (scaled * scaled).sum(0), (scaled * ones).sum(0), (ones * ones).sum(0)
-    determinant = xx * oo - xo * xo
-    proportional = scaled.sum(0) / xx
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = (oo * scaled.sum(0) - xo * ones.sum(0)) / determinant
-        overhead = (xx * ones.sum(0) - xo * scaled.sum(0)) / determinant
-    # Products of one size, or a fit that leaves the quadrant: the line goes through the origin.
-    usable = (determinant > 1e-9 * xx * oo) & (slope > 0) & (overhead >= 0)
-    return np.where(usable, slope, proportional), np.where(usable, overhead, 0.0)

@@ -14,7 +14,8 @@ from autotune.records import Campaign, Site
 from ternary_kernels.formats import get_format
 
 Floats = NDArray[np.float64]
-Form = Literal["sum", "max"]
+Form = Literal["sum", "max", "waves"]
+"""How memory and compute time combine: they add up, the larger hides the smaller, or as in ``waves.Waves``."""
 
 
 class Product(NamedTuple):
@@ -55,14 +56,17 @@ class Ceilings:
         device: Which device's.
 
     Attributes:
+        device: The device.
         read_bytes_per_s: Streaming read bandwidth by thread count.
         operations_per_s: Multiplications and additions per second by thread count.
+        multiprocessors: Of a GPU; 1 where their number isn't known.
 
     Raises:
         BenchmarkError: The campaign has no such points.
     """
 
     def __init__(self, campaign: Campaign, device: str = "cpu") -> None:
+        self.device = device
         reads, peaks = fastest(campaign, "read", device), fastest(campaign, "peak", device)
         for name, found in (("read bandwidth", reads), ("arithmetic", peaks)):
             if not found:
@@ -73,6 +77,8 @@ class Ceilings:
         self.operations_per_s = {
             p.threads: 2 * p.m * p.n_out * p.k_in * p.threads / time_s for p, time_s in peaks.items()
         }
+        counts = (run.multiprocessors for run in campaign.gpus if device in run.devices)
+        self.multiprocessors = next(counts, None) or 1
         # Per unit of work both are times, which is what scales by the law.
         self._byte_s = ScalabilityLaw({count: 1 / rate for count, rate in self.read_bytes_per_s.items()})
         self._operation_s = ScalabilityLaw({count: 1 / rate for count, rate in self.operations_per_s.items()})

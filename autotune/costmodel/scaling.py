@@ -8,6 +8,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from autotune.costmodel.fitting import fit_nonnegative
+
 Floats = NDArray[np.float64]
 
 
@@ -59,27 +61,16 @@ def _terms(threads: NDArray[np.int64]) -> Floats:
 def _fit(measured: NDArray[np.int64], times_s: Floats) -> Floats:
     """Non-negative least squares of the relative error for every row at once: (N, P) to (N, 3).
 
-    With three unknowns all active sets can simply be tried. No more unknowns than points are used.
+    No more unknowns than points are used.
     """
-    rows, points = times_s.shape
+    points = times_s.shape[1]
     if points == 1:
         alone: Floats = times_s * np.array([1.0, 1.0, 0.0])
         return alone
-    design = _terms(measured).T / times_s[:, :, None]
-    best = np.zeros((rows, 3))
-    least = np.full(rows, np.inf)
-    for size in range(1, min(3, points) + 1):
-        for active in map(list, combinations(range(3), size)):
-            if measured[0] == 1 and 0 not in active:
-                continue  # T1 is all there is of the time on one thread
-            columns = design[:, :, active]
-            normal = columns.swapaxes(1, 2) @ columns
-            # A hair of ridge keeps collinear terms solvable, and ties go to the earlier set; both are far below noise.
-            normal += 1e-12 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(len(active))
-            solved = np.linalg.solve(normal, columns.sum(axis=1)[:, :, None])
-            residual = np.square(columns @ solved - 1).sum(axis=(1, 2))
-            better = (solved >= 0).all(axis=(1, 2)) & (residual < least - 1e-12)
-            least = np.where(better, residual, least)
-            best[better] = 0
-            best[np.ix_(better, active)] = solved[better, :, 0]
-    return best
+    sets = [
+        active
+        for size in range(1, min(3, points) + 1)
+        for active in combinations(range(3), size)
+        if measured[0] > 1 or 0 in active  # T1 is all there is of the time on one thread
+    ]
+    return fit_nonnegative(_terms(measured).T / times_s[:, :, None], np.ones_like(times_s), sets)[0]

@@ -12,7 +12,7 @@ WORKLOAD = build_workload(prompt_tokens=100, output_tokens=56)
 
 
 def cost_model_of(outcomes, form="sum"):
-    return CostModel(campaign_of(outcomes), form)
+    return CostModel(campaign_of(outcomes), {"cpu": form})
 
 
 class TestBoundBy:

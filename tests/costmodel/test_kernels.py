@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from autotune.costmodel.kernels import fastest_kernels
 from autotune.records import Configuration, Measurement, Point, SiteKernels
 from tests.builders import build_campaign, build_model
+from tests.costmodel.synthetic_gpu import SyntheticGpu, with_gpu
 
 CONFIGURATION = Configuration({"cpu": 2}, "cpu", decode_threads=2, prefill_threads=3, batch_size=4, prefill_chunk=64)
 
@@ -47,3 +48,36 @@ def test_threads_that_were_not_timed_are_as_the_nearest_that_were():
 
 def test_sites_that_were_not_timed_are_left_out():
     assert fastest() == ()
+
+
+def test_each_device_of_the_configuration_has_its_own():
+    """A GPU's sites are fused; of identical GPUs the first one's points count; devices that aren't used have none."""
+    gpu = SyntheticGpu()
+    outcomes = (timed("native", 1, 1.0), *gpu.outcomes(build_model()))
+    campaign = with_gpu(replace(build_campaign(), outcomes=outcomes), gpu, (), "cuda:1")
+    configuration = replace(CONFIGURATION, device_layers={"cpu": 1, "cuda:1": 1}, head_device="cuda:1")
+    found = fastest_kernels(campaign, build_model(), configuration)
+    assert [(site.device, site.format, site.n_out, site.k_in) for site in found] == [
+        ("cpu", "I2_S", 256, 256),
+        ("cuda:1", "I2_S", 512, 256),
+        ("cuda:1", "I2_S", 256, 256),
+        ("cuda:1", "I2_S", 1536, 256),
+        ("cuda:1", "I2_S", 256, 768),
+        ("cuda:1", "F16", 1000, 256),
+    ]
+    assert found[0].decode == {"1": "native"}
+    assert found[1].decode == {"1": "triton", "2": "triton", "4": "triton"}
+    assert list(found[1].prefill) == ["1", "2", "4", "8", "16", "32", "64"]
+    assert found[-1].prefill == {}
+
+
+def test_the_kernel_counts_however_it_was_launched():
+    points = [timed(kernel, 1, time_s) for kernel, time_s in (("torch", 1.0), ("triton", 2.0), ("triton", 0.5))]
+    on_gpu = [
+        replace(found, point=replace(found.point, device="cuda:0", threads=1, launch=launch))
+        for found, launch in zip(points, ("graph", "eager", "graph"), strict=True)
+    ]
+    campaign = with_gpu(build_campaign(outcomes=()), SyntheticGpu(), on_gpu)
+    configuration = replace(CONFIGURATION, device_layers={"cuda:0": 2}, head_device="cuda:0")
+    (found,) = fastest_kernels(campaign, build_model(), configuration)
+    assert found.decode == {"1": "triton"}

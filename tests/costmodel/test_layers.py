@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from autotune.costmodel.layers import AttentionTimes, SmallOpsTimes
 from autotune.records import Failure
 from tests.costmodel.synthetic import SyntheticHost, attention, campaign_of, measured, small_ops
+from tests.costmodel.synthetic_gpu import SyntheticGpu
 
 HOST = SyntheticHost()
 TIMES = AttentionTimes(campaign_of(HOST.layer_rest()))
@@ -68,6 +69,47 @@ class TestAttention:
         ]
         times = AttentionTimes(campaign_of(outcomes))
         assert [times.longest_context(m) for m in (1, 8, 16, 32, 64)] == [4096, 512, 512, 0, 0]
+
+
+class TestDecode:
+    """A step of many sequences: a CPU takes them in turn, a GPU all at once."""
+
+    GPU = SyntheticGpu()
+    AT_ONCE = AttentionTimes(campaign_of(GPU.attention()), "cuda:0")
+
+    def test_where_one_sequence_was_timed_more_take_proportionally_longer(self):
+        found = TIMES.decode_s(np.array([1.0, 3.0, 64.0]), 100, np.array([1, 4]))
+        by_hand = [[batch * HOST.attention_s(1, 100, threads) for batch in (1, 3, 64)] for threads in (1, 4)]
+        assert found == pytest.approx(np.array(by_hand), rel=1e-6)
+
+    @pytest.mark.parametrize("context", [128, 500, 2000])
+    def test_where_several_were_timed_it_is_a_power_law_between_them(self, context):
+        (found,) = self.AT_ONCE.decode_s(np.array([1.0, 2.0, 10.0, 64.0]), context, np.array([1]))
+        assert found == pytest.approx([self.GPU.attention_s(1, context, n) for n in (1, 2, 10, 64)], rel=1e-6)
+
+    def test_beyond_the_most_it_is_proportional_to_the_sequences(self):
+        (found,) = self.AT_ONCE.decode_s(np.array([64.0, 256.0]), 500, np.array([1]))
+        assert found[1] == pytest.approx(4 * found[0])
+
+    def test_chunks_of_one_sequence_are_not_mixed_with_batches(self):
+        assert self.AT_ONCE.tokens == (1, 16, 64)
+        assert self.AT_ONCE.sequences == (1, 4, 16, 64)
+        assert attention_s(self.AT_ONCE, 16, [512])[0] == pytest.approx(self.GPU.attention_s(16, 512))
+
+    def test_where_only_chunks_were_timed_one_token_is_predicted_from_them(self):
+        chunks = AttentionTimes(campaign_of(HOST.layer_rest(tokens=(4, 16))))
+        found = chunks.decode_s(np.array([2.0]), 100, np.array([1]))
+        assert found[0, 0] == pytest.approx(2 * HOST.attention_s(1, 100, 1), rel=1e-6)
+        assert chunks.longest_decode_context(2) == 256
+
+    def test_the_longest_context_is_that_of_the_batches_around(self):
+        short = [found for found in self.GPU.attention() if found.point.sequences < 64 or found.point.context < 1024]
+        times = AttentionTimes(campaign_of(short), "cuda:0")
+        assert [times.longest_decode_context(batch) for batch in (1, 16, 32, 64)] == [1024, 1024, 128, 128]
+
+    def test_untimed_attention_counts_nothing(self):
+        times = AttentionTimes(campaign_of(self.GPU.attention()), "cuda:1")
+        assert times.decode_s(np.array([1.0, 4.0]), 100, np.array([1])).tolist() == [[0, 0]]
 
 
 class TestSmallOps:

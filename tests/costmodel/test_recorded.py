@@ -30,7 +30,7 @@ def model() -> Model:
 
 
 def test_held_out_errors_are_known_for_all_three_ways(recorded):
-    _, report = fit(recorded)
+    _, (report,) = fit(recorded)
     assert [error.left_out for error in report.held_out] == ["interior m", "site", "thread count"]
     for error in report.held_out:
         assert error.predictions > 50
@@ -43,18 +43,18 @@ def test_measured_products_attention_and_small_operations_come_back_as_their_med
     fastest = {}
     for found in sorted(recorded.measurements(), key=lambda found: -found.median_s):
         fastest[replace(found.point, kernel="")] = found
-    predicted, medians = [], []
+    cpu, predicted, medians = cost_model.models["cpu"], [], []
     for found in fastest.values():
         point, threads = found.point, np.array([found.point.threads])
         tokens = np.array([point.m], np.float64)
         if point.op == "matmul":
             product = Product(point.format, point.n_out, point.k_in)
-            predicted.append(cost_model.products.time_s(product, tokens, threads)[0, 0])
+            predicted.append(cpu.products.time_s(product, tokens, threads)[0, 0])
         elif point.op == "attention":
             contexts = np.array([point.context], np.float64)
-            predicted.append(cost_model.attention.time_s(point.m, contexts, threads)[0])
+            predicted.append(cpu.attention.time_s(point.m, contexts, threads)[0])
         elif point.op == "layer_ops":
-            predicted.append(cost_model.small_ops.time_s(tokens, threads)[0, 0])
+            predicted.append(cpu.small_ops.time_s(tokens, threads)[0, 0])
         else:
             continue
         medians.append(found.median_s)

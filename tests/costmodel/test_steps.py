@@ -11,7 +11,7 @@ from tests.builders import build_workload
 from tests.costmodel.synthetic import HEAD, LARGE, LONG, SMALL, WIDE, SyntheticHost, campaign_of
 
 HOST = SyntheticHost(utilisation=0.5)
-COST_MODEL = CostModel(campaign_of(HOST.outcomes()), "sum")
+COST_MODEL = CostModel(campaign_of(HOST.outcomes()), {"cpu": "sum"})
 WORKLOAD = build_workload(prompt_tokens=100, output_tokens=56)
 
 
@@ -100,7 +100,7 @@ def test_more_sequences_longer_prompts_and_shorter_chunks_cost_more(mixed_model)
         assert (np.diff(costs.decode_layer_s, axis=-1) > 0).all()
         assert (np.diff(costs.decode_ends_s, axis=-1) > 0).all()
     products_alone = SyntheticHost(utilisation=0.5)
-    unattended = CostModel(campaign_of([*products_alone.ceilings(), *products_alone.products()]), "sum")
+    unattended = CostModel(campaign_of([*products_alone.ceilings(), *products_alone.products()]), {"cpu": "sum"})
     costs = unattended.steps(mixed_model, build_workload(prompt_tokens=128), threads, batches, chunks)
     assert (np.diff(costs.prefill_layer_s, axis=-1) < 0).all()
     assert (long.decode_layer_s > short.decode_layer_s).all()
@@ -111,7 +111,7 @@ def test_threads_help_until_contention_outweighs_them(mixed_model):
     """With sigma = 0.05 and kappa = 0.01 the law's best is the root of (1 - sigma) / kappa: 9.7 threads."""
     host = SyntheticHost(sigma=0.05, kappa=0.01)
     outcomes = [*host.ceilings(threads=(1, 2, 4, 8, 16)), *host.products(threads=(1, 2, 4, 8, 16))]
-    cost_model = CostModel(campaign_of(outcomes), "sum")
+    cost_model = CostModel(campaign_of(outcomes), {"cpu": "sum"})
     costs = cost_model.steps(mixed_model, WORKLOAD, range(1, 17), (1,), (32,))
     assert costs.threads[costs.decode_layer_s[0, 0, :, 0].argmin()] == 10
 
@@ -121,7 +121,7 @@ def test_a_site_that_failed_everywhere_is_predicted_from_the_others(mixed_model)
         Failure(found.point, "crashed", "the worker died") if found.point.n_out == LARGE.n_out else found
         for found in HOST.outcomes()
     ]
-    costs = CostModel(campaign_of(outcomes), "sum").steps(mixed_model, WORKLOAD, (2,), (4,), (32,))
+    costs = CostModel(campaign_of(outcomes), {"cpu": "sum"}).steps(mixed_model, WORKLOAD, (2,), (4,), (32,))
     by_hand = layer_by_hand(LARGER, 4, 2) + 4 * HOST.attention_s(1, 128, 2)
     assert costs.decode_layer_s[0, 1, 0, 0] == pytest.approx(by_hand, rel=1e-4)
 
@@ -129,11 +129,11 @@ def test_a_site_that_failed_everywhere_is_predicted_from_the_others(mixed_model)
 def test_a_head_of_a_format_never_timed_is_an_error(mixed_model):
     outcomes = [found for found in HOST.outcomes() if found.point.format != "F16" or found.point.op != "matmul"]
     with pytest.raises(BenchmarkError, match="F16 1000 x 256"):
-        CostModel(campaign_of(outcomes), "sum").steps(mixed_model, WORKLOAD, (2,), (4,), (32,))
+        CostModel(campaign_of(outcomes), {"cpu": "sum"}).steps(mixed_model, WORKLOAD, (2,), (4,), (32,))
 
 
 def test_without_attention_and_small_operations_a_layer_is_its_products(mixed_model):
-    cost_model = CostModel(campaign_of([*HOST.ceilings(), *HOST.products()]), "sum")
+    cost_model = CostModel(campaign_of([*HOST.ceilings(), *HOST.products()]), {"cpu": "sum"})
     costs = cost_model.steps(mixed_model, WORKLOAD, (2,), (4,), (32,))
     by_hand = sum(HOST.product_s(site, 4, 2) for site in USUAL)
     assert costs.decode_layer_s[0, 0, 0, 0] == pytest.approx(by_hand, rel=1e-5)
