@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autotune.costmodel.steps import StepCosts
+from autotune.model.memory import Room
 from autotune.records import Candidate, Configuration, Decision, FormatCandidate, Model, SearchReport, Workload
+from autotune.search.contest import TIE
 from autotune.search.evaluate import Evaluation, Evaluator, build_evaluator
-from autotune.search.explain import compared, explain, explain_format
-from autotune.search.rank import TIE, Ranking, rank
+from autotune.search.explain import explain, explain_format
+from autotune.search.rank import Ranking, rank
 from autotune.search.space import Point
+from autotune.search.splits import split_curve
 from autotune.search.study import run_study
+from autotune.search.wording import compared
 
 _BROKEN = {
     "memory": "the memory there is",
@@ -41,8 +45,7 @@ def decide(
     alternatives: Sequence[Alternative],
     workload: Workload,
     *,
-    available_bytes: Mapping[str, int],
-    overhead_bytes: Mapping[str, int],
+    room: Room,
     default: Configuration,
     noise: float,
     trials: int | None = None,
@@ -53,8 +56,7 @@ def decide(
     Args:
         alternatives: The formats to choose from; the first is what would run without tuning.
         workload: Objective, lengths and limits.
-        available_bytes: Memory that may be used per device of the costs.
-        overhead_bytes: The runtime's own memory per device of the costs.
+        room: The memory there is on each device of the costs.
         default: What would run without tuning; a point of the space. It stays unless it is beaten by more
             than ``noise``, or breaks the memory or a limit.
         noise: Relative; below it two times are not told apart.
@@ -69,16 +71,7 @@ def decide(
         ConstraintError: Some fit, but none keeps the workload's limits.
         ValueError: Costs belong to another model, or ``default`` isn't a point of the space.
     """
-    evaluators = [
-        build_evaluator(
-            alternative.model,
-            workload,
-            alternative.costs,
-            available_bytes=available_bytes,
-            overhead_bytes=overhead_bytes,
-        )
-        for alternative in alternatives
-    ]
+    evaluators = [build_evaluator(alternative.model, workload, alternative.costs, room) for alternative in alternatives]
     start = evaluators[0].space.point(default)
     start_value = evaluators[0].at(start)
     rankings = rank(evaluators)
@@ -113,7 +106,7 @@ def decide(
                     ],
                     chosen_s,
                 ),
-                *explain(evaluator, ranking, chosen),
+                *explain(ranking, chosen),
             )
             if sentence
         ),
@@ -129,6 +122,7 @@ def decide(
             FormatCandidate(alternatives[index].format, _best_candidate(evaluators[index], rankings[index]))
             for index in others
         ),
+        split_curve=split_curve(ranking.contest),
     )
     return alternatives[winner], decision
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +10,14 @@ from numpy.typing import NDArray
 
 from autotune.costmodel.steps import Seconds, StepCosts
 from autotune.model import memory
+from autotune.model.memory import Room
+from autotune.model.sites import on_gpu
 from autotune.records import Candidate, Figures, Model, Workload
-from autotune.search.space import Point, Space, build_space
+from autotune.search.space import Index, Point, Space, build_space
+from autotune.search.times import BARRED_S, StepTimes, decode_times, prefill_times
+
+_UNUSED_BYTES = -(2**62)
+"""Stands for what a device needs beyond its memory where it isn't used: less than any other."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +47,53 @@ class Evaluator:
     """Step times and memory of every point in a space, kept as the few small tables that they depend on.
 
     Attributes:
-        decode_s: One decode step, shape (P, T, B).
-        prefill_s: One prompt's prefill, shape (P, T, C).
+        decode: Times of one decode step, over batch sizes.
+        prefill: Times of one prompt's prefill, over chunks.
         excess_bytes: See :class:`Evaluation`, shape (P, B, C): threads need no memory of their own.
         total_bytes: Likewise.
-        available_bytes: Per device.
-        overhead_bytes: The runtime's own memory per device.
+        room: The memory there is.
     """
 
     model: Model
     workload: Workload
     space: Space
-    decode_s: Seconds
-    prefill_s: Seconds
+    decode: StepTimes
+    prefill: StepTimes
     excess_bytes: NDArray[np.int64]
     total_bytes: NDArray[np.int64]
-    available_bytes: Mapping[str, int]
-    overhead_bytes: Mapping[str, int]
+    room: Room
 
     def at(self, point: Point) -> Evaluation:
         """Evaluates one point, or many whose index arrays broadcast."""
         placement, decode_threads, prefill_threads, batch, chunk = point
+        return self._evaluation(
+            self.space.batches[batch],
+            self.decode.at(placement, decode_threads, batch),
+            self.prefill.at(placement, prefill_threads, chunk),
+            self.excess_bytes[placement, batch, chunk],
+            self.total_bytes[placement, batch, chunk],
+        )
+
+    @functools.cached_property
+    def fastest(self) -> Evaluation:
+        """Every placement, batch size and chunk with its fastest threads: figures that broadcast to (P, B, C)."""
+        return self._evaluation(
+            self.space.batches[:, None],
+            self.decode.fastest_s[:, :, None],
+            self.prefill.fastest_s[:, None, :],
+            self.excess_bytes,
+            self.total_bytes,
+        )
+
+    def _evaluation(
+        self,
+        sequences: Index,
+        tpot_s: Seconds,
+        ttft_s: Seconds,
+        excess_bytes: NDArray[np.int64],
+        total_bytes: NDArray[np.int64],
+    ) -> Evaluation:
         workload = self.workload
-        tpot_s = self.decode_s[placement, decode_threads, batch]
-        ttft_s = self.prefill_s[placement, prefill_threads, chunk]
-        sequences = self.space.batches[batch]
         # Prompts go through one after the other; each gives its sequence's first token.
         requests_s = sequences * ttft_s + (workload.output_tokens - 1) * tpot_s
         tokens = sequences * workload.output_tokens
@@ -75,8 +102,8 @@ class Evaluator:
             ttft_s=ttft_s,
             tokens_per_s=tokens / requests_s,
             costs=(tpot_s if workload.name == "chat" else requests_s / tokens, ttft_s),
-            excess_bytes=self.excess_bytes[placement, batch, chunk],
-            total_bytes=self.total_bytes[placement, batch, chunk],
+            excess_bytes=excess_bytes,
+            total_bytes=total_bytes,
         )
 
     def violations(self, value: Evaluation, max_tpot_s: float | None) -> dict[str, NDArray[np.float64]]:
@@ -87,7 +114,7 @@ class Evaluator:
             max_tpot_s: The workload's limit on TPOT, after relaxation.
         """
         # Subtract before dividing: a difference of floats has the right sign, their ratio may round to 1.
-        violations = {"memory": value.excess_bytes / max(1, *self.available_bytes.values())}
+        violations = {"memory": value.excess_bytes / max(1, *self.room.available_bytes.values())}
         if max_tpot_s is not None:
             violations["tpot"] = (value.tpot_s - max_tpot_s) / max_tpot_s
         if self.workload.max_ttft_s is not None:
@@ -96,8 +123,12 @@ class Evaluator:
 
     def feasible(self, value: Evaluation, max_tpot_s: float | None) -> NDArray[np.bool_]:
         """Whether every constraint is kept; arguments as for :meth:`violations`."""
-        kept = [violation <= 0 for violation in self.violations(value, max_tpot_s).values()]
-        return functools.reduce(np.logical_and, kept)
+        kept = (value.excess_bytes <= 0) & (value.tpot_s < BARRED_S)
+        if max_tpot_s is not None:
+            kept = kept & (value.tpot_s <= max_tpot_s)
+        if self.workload.max_ttft_s is not None:
+            kept = kept & (value.ttft_s <= self.workload.max_ttft_s)
+        return kept
 
     def candidate(self, point: Point) -> Candidate:
         """One point as a configuration with its predicted figures."""
@@ -109,33 +140,19 @@ class Evaluator:
                 tokens_per_s=float(value.tokens_per_s),
                 tpot_s=float(value.tpot_s),
                 ttft_s=float(value.ttft_s),
-                memory=memory.plan(
-                    self.model,
-                    configuration,
-                    self.workload.context_tokens,
-                    self.available_bytes,
-                    self.overhead_bytes,
-                ),
+                memory=memory.plan(self.model, configuration, self.workload.context_tokens, self.room),
             ),
         )
 
 
-def build_evaluator(
-    model: Model,
-    workload: Workload,
-    costs: StepCosts,
-    *,
-    available_bytes: Mapping[str, int],
-    overhead_bytes: Mapping[str, int],
-) -> Evaluator:
+def build_evaluator(model: Model, workload: Workload, costs: StepCosts, room: Room) -> Evaluator:
     """Adds up step times and memory for every placement.
 
     Args:
         model: Its layers are those that ``costs.layer_kinds`` describes.
         workload: Lengths and largest batch.
         costs: Step costs for the workload's prompt and output lengths.
-        available_bytes: Memory that may be used per device of ``costs``.
-        overhead_bytes: The runtime's own memory per device of ``costs``.
+        room: The memory there is on each device of ``costs``.
 
     Raises:
         ValueError: The cost table was made for a model with another number of layers.
@@ -144,100 +161,57 @@ def build_evaluator(
         raise ValueError(
             f"expected step costs of {len(model.layers)} layers, as {model.name} has, got {len(costs.layer_kinds)}"
         )
-    space = build_space(costs, workload, available_bytes)
-    ends = np.cumsum(space.layers, axis=1)
-    kinds = np.eye(costs.decode_layer_s.shape[1], dtype=np.int64)[costs.layer_kinds]
-    counts = _between(kinds, ends - space.layers, ends)
-    crossings = _crossings(space.layers)
-    batches = len(space.batches)
-    excess_bytes, total_bytes = _memory(model, workload, space, available_bytes, overhead_bytes)
+    space = build_space(costs, workload, room.available_bytes)
+    excess_bytes, total_bytes = _memory(model, workload, space, room)
     return Evaluator(
         model=model,
         workload=workload,
         space=space,
-        decode_s=_step_s(
-            space,
-            counts,
-            crossings,
-            costs.decode_layer_s[..., :batches],
-            costs.decode_ends_s[..., :batches],
-            costs.decode_crossing_s[..., :batches],
-        ),
-        prefill_s=_step_s(
-            space, counts, crossings, costs.prefill_layer_s, costs.prefill_ends_s, costs.prefill_crossing_s
-        ),
+        decode=decode_times(space, costs),
+        prefill=prefill_times(space, costs),
         excess_bytes=excess_bytes,
         total_bytes=total_bytes,
-        available_bytes=available_bytes,
-        overhead_bytes=overhead_bytes,
+        room=room,
     )
 
 
-def _between(per_layer: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sums ``per_layer`` (L, ...) over the layers ``starts`` to ``ends``, each of shape (P, D)."""
-    running = np.concatenate([np.zeros_like(per_layer[:1]), np.cumsum(per_layer, axis=0)])
-    total: NDArray[np.int64] = running[ends] - running[starts]
-    return total
-
-
-def _crossings(layers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often activations pass between the CPU and each device, shape (P, D).
-
-    From one GPU to the next they go through the CPU's memory: a crossing of each.
-    """
-    used = layers > 0
-    earlier = np.cumsum(used, axis=1) > 1
-    later = np.cumsum(used[:, ::-1], axis=1)[:, ::-1] > 1
-    return np.where(used, earlier.astype(np.int64) + later, 0)
-
-
-def _step_s(
-    space: Space,
-    counts: NDArray[np.int64],
-    crossings: NDArray[np.int64],
-    layer_s: Seconds,
-    ends_s: Seconds,
-    crossing_s: Seconds,
-) -> Seconds:
-    """Time of a step per placement, shape (P, T, X).
-
-    From the costs of a layer (D, G, T, X), both ends (D, T, X) and a crossing (D, X), and from the number of
-    layers (P, D, G) and crossings (P, D). Both ends are taken to be on the head's device: the embedding, which
-    lies with the first layer, only gathers a row per token.
-    """
-    layers_s = np.tensordot(counts.astype(np.float64), layer_s, axes=2)
-    total_s: Seconds = layers_s + ends_s[space.heads] + (crossings @ crossing_s)[:, None, :]
-    return total_s
-
-
-def _memory(
-    model: Model,
-    workload: Workload,
-    space: Space,
-    available_bytes: Mapping[str, int],
-    overhead_bytes: Mapping[str, int],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _memory(model: Model, workload: Workload, space: Space, room: Room) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """``memory.plan`` for all points: excess and total bytes, each of shape (P, B, C)."""
-    used = space.layers > 0
-    device = np.arange(len(space.devices))
-    last_layers = np.cumsum(space.layers, axis=1)
-    per_layer = np.array([memory.weight_bytes(layer) for layer in model.layers])
-    first, head = device == used.argmax(axis=1)[:, None], device == space.heads[:, None]
-    ends = np.array([[memory.ends_bytes(model, embedding=e, head=h) for h in (False, True)] for e in (False, True)])
-    overhead = np.array([overhead_bytes[name] for name in space.devices])
-    resident = (
-        _between(per_layer, last_layers - space.layers, last_layers)
-        + ends[first.astype(np.intp), head.astype(np.intp)]
-        + overhead
-    )
+    gpus = space.gpu_layers > 0
+    embeddings = np.where(space.heads == 0, 0, (space.layers > 0).argmax(axis=1))
+    ends = np.cumsum(space.layers, axis=1)
     tokens = space.batches * workload.context_tokens
-    cache = memory.kv_cache_bytes(model, space.layers[:, :, None], tokens)
-    sequences = space.batches[:, None]
-    rows = np.maximum(sequences, space.chunks)
-    activations = memory.activation_bytes(model, rows, sequences, workload.context_tokens)
-    needed = (resident[:, :, None] + cache)[..., None] + activations
-    available = np.array([available_bytes[name] for name in space.devices])[:, None, None]
-    idle = ~used[:, :, None, None]
-    excess = np.where(idle, np.iinfo(np.int64).min, needed - available).max(axis=1)
-    total = np.where(idle, 0, needed).sum(axis=1)
+    rows = np.maximum(space.batches[:, None], space.chunks)
+    # Per combination of layers and head that a device may have, shape (4, B, C).
+    activations = np.stack(
+        [
+            memory.activation_bytes(
+                model, rows, space.batches[:, None], workload.context_tokens, layers=layers, head=head
+            )
+            for layers in (False, True)
+            for head in (False, True)
+        ]
+    )
+    excess = np.full((len(gpus), *rows.shape), _UNUSED_BYTES)
+    total = np.zeros_like(excess)
+    for device, name in enumerate(space.devices):
+        held = on_gpu(model) if device else model
+        before = np.cumsum([0, *(memory.weight_bytes(layer) for layer in held.layers)])
+        layers, head, embedding = space.layers[:, device], space.heads == device, embeddings == device
+        resident = before[ends[:, device]] - before[ends[:, device] - layers]
+        of_ends = [[memory.ends_bytes(held, embedding=e, head=h) for h in (False, True)] for e in (False, True)]
+        resident += np.array(of_ends)[embedding.astype(np.intp), head.astype(np.intp)]
+        if device:
+            used = layers > 0
+            resident += room.overhead_on(name, gpus=True)
+        else:
+            # It drives the GPUs where it does nothing else.
+            used = np.ones_like(gpus)
+            overheads = [room.overhead_on(name, gpus=split) for split in (False, True)]
+            resident += memory.vocabulary_bytes(model) + np.array(overheads)[gpus.astype(np.intp)]
+        needed = activations[2 * (layers > 0) + head]
+        needed += (resident[:, None] + memory.kv_cache_bytes(model, layers[:, None], tokens))[..., None]
+        total += np.where(used[:, None, None], needed, 0)
+        needed -= room.available_bytes[name]
+        np.maximum(excess, np.where(used[:, None, None], needed, _UNUSED_BYTES), out=excess)
     return excess, total

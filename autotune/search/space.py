@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from autotune.costmodel.steps import StepCosts
 from autotune.records import Configuration, Workload
 
 Index = int | NDArray[np.intp]
+
+MAX_PLACEMENTS = 8192
+"""Enough for all ways to split up to 89 layers between the CPU and two GPUs, or 27 between it and three."""
 
 
 class Point(NamedTuple):
@@ -33,7 +37,9 @@ class Space:
     Attributes:
         devices: ``"cpu"`` first, then the GPUs, in the order data flows through them.
         layers: Layers on each device per placement, shape (P, D). The first layers are on the CPU and the
-            last ones on GPUs, as in llama.cpp.
+            last ones on GPUs, as in llama.cpp. The first placement is the CPU alone.
+        heads: Index of the device that holds the head per placement, shape (P,): the last one that has layers, or
+            the CPU.
         threads: CPU thread counts, ascending, shape (T,); for decode and prefill alike.
         batches: Batch sizes, ascending, shape (B,).
         chunks: Prefill chunks in tokens, ascending, shape (C,).
@@ -41,6 +47,7 @@ class Space:
 
     devices: tuple[str, ...]
     layers: NDArray[np.int64]
+    heads: NDArray[np.intp]
     threads: NDArray[np.int64]
     batches: NDArray[np.int64]
     chunks: NDArray[np.int64]
@@ -56,11 +63,15 @@ class Space:
         """How many configurations there are."""
         return math.prod(self.shape)
 
-    @property
-    def heads(self) -> NDArray[np.intp]:
-        """Index of the device that holds the head per placement, shape (P,): where the last layers are."""
-        from_last = np.argmax(self.layers[:, ::-1] > 0, axis=1)
-        return np.asarray(len(self.devices) - 1 - from_last)
+    @functools.cached_property
+    def gpu_layers(self) -> NDArray[np.int64]:
+        """Layers on GPUs per placement, shape (P,)."""
+        return np.asarray(self.layers[:, 1:].sum(axis=1))
+
+    @functools.cached_property
+    def works(self) -> NDArray[np.bool_]:
+        """Whether a device has layers or the head per placement, shape (P, D)."""
+        return np.asarray((self.layers > 0) | (np.arange(len(self.devices)) == self.heads[:, None]))
 
     def configuration(self, point: Point) -> Configuration:
         """The configuration at one point."""
@@ -81,8 +92,9 @@ class Space:
             ValueError: It isn't a point of this space.
         """
         row = [configuration.device_layers.get(device, 0) for device in self.devices]
+        heads = np.array(self.devices)[self.heads]
         matches = (
-            (self.layers == row).all(axis=1),
+            (self.layers == row).all(axis=1) & (heads == configuration.head_device),
             self.threads == configuration.decode_threads,
             self.threads == configuration.prefill_threads,
             self.batches == configuration.batch_size,
@@ -101,19 +113,45 @@ def build_space(costs: StepCosts, workload: Workload, available_bytes: Mapping[s
     Args:
         costs: Its devices, thread counts, batch sizes and chunks are the axes.
         workload: Batch sizes beyond its ``max_batch`` are left out.
-        available_bytes: Memory per device; layers are shared among GPUs in proportion to it.
+        available_bytes: Memory per device; where there are too many ways to share the layers among GPUs, they are
+            shared in proportion to it.
     """
+    layers, gpu_bytes = len(costs.layer_kinds), [available_bytes[device] for device in costs.devices[1:]]
+    if 1 + 2 * (math.comb(layers + len(gpu_bytes), layers) - 1) <= MAX_PLACEMENTS:
+        on_gpus = _all_splits(layers, len(gpu_bytes))
+    else:
+        on_gpus = _proportional_splits(layers, gpu_bytes)
+    splits = np.column_stack([layers - on_gpus.sum(axis=1), on_gpus])
+    # The last GPU with layers, then the CPU again.
+    last = len(gpu_bytes) - np.argmax(on_gpus[:, ::-1] > 0, axis=1) if gpu_bytes else np.zeros(0, np.intp)
+    cpu_alone = [[layers, *(0 for _ in gpu_bytes)]]
     return Space(
         devices=costs.devices,
-        layers=_placements(len(costs.layer_kinds), [available_bytes[device] for device in costs.devices[1:]]),
+        layers=np.concatenate([cpu_alone, splits, splits]),
+        heads=np.concatenate([[0], last, np.zeros_like(last)]),
         threads=costs.threads,
         batches=costs.batches[costs.batches <= workload.max_batch],
         chunks=costs.chunks,
     )
 
 
-def _placements(layers: int, gpu_bytes: list[int]) -> NDArray[np.int64]:
-    """Layers per device, shape (P, D): CPU only, then 1 to all layers on the first one, two, ... GPUs.
+def _all_splits(layers: int, gpus: int) -> NDArray[np.int64]:
+    """Every way to give at least one and at most all of the layers to the GPUs, shape (splits, gpus).
+
+    Fewer layers come first, and of as many those with more on the first GPUs, which they go to where all else ties.
+    """
+    counts = np.zeros((1, 0), np.int64)
+    for _ in range(gpus):
+        left = layers - counts.sum(axis=1)
+        grown = np.repeat(counts, left + 1, axis=0)
+        next_gpu = np.concatenate([np.arange(most + 1) for most in left])
+        counts = np.column_stack([grown, next_gpu])
+    order = np.lexsort((*-counts.T[::-1], counts.sum(axis=1)))
+    return counts[order][1:]
+
+
+def _proportional_splits(layers: int, gpu_bytes: list[int]) -> NDArray[np.int64]:
+    """1 to all layers on the GPU with the most memory, on the two with the most, ..., shape (splits, gpus).
 
     A GPU's share is proportional to its memory, rounded at the boundaries between GPUs. Shares that leave a
     GPU without layers are the business of fewer GPUs.
@@ -121,13 +159,14 @@ def _placements(layers: int, gpu_bytes: list[int]) -> NDArray[np.int64]:
     Source: llama.cpp, ``llama_model::load_tensors`` (the default tensor split follows free memory).
     """
     offloaded = np.arange(1, layers + 1)
-    blocks = [np.array([[layers] + [0] * len(gpu_bytes)])]
-    for used in range(1, len(gpu_bytes) + 1):
-        shares = np.cumsum(np.maximum(gpu_bytes[:used], 1), dtype=np.float64)
+    largest_first = sorted(range(len(gpu_bytes)), key=lambda gpu: -gpu_bytes[gpu])
+    blocks = []
+    for count in range(1, len(gpu_bytes) + 1):
+        used = sorted(largest_first[:count])
+        shares = np.cumsum([max(gpu_bytes[gpu], 1) for gpu in used], dtype=np.float64)
         last_layers = np.rint(offloaded[:, None] * (shares / shares[-1])).astype(np.int64)
         per_gpu = np.diff(last_layers, prepend=0, axis=1)
-        block = np.zeros((layers, 1 + len(gpu_bytes)), dtype=np.int64)
-        block[:, 0] = layers - offloaded
-        block[:, 1 : 1 + used] = per_gpu
+        block = np.zeros((layers, len(gpu_bytes)), dtype=np.int64)
+        block[:, used] = per_gpu
         blocks.append(block[(per_gpu > 0).all(axis=1)])
     return np.concatenate(blocks)

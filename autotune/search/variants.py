@@ -21,14 +21,18 @@ _UNHELD = "F16"
 
 
 def read_variants(
-    model: str | os.PathLike[str], weight_format: str | None, kernels: Sequence[Kernel]
+    model: str | os.PathLike[str],
+    weight_format: str | None,
+    kernels: Sequence[Kernel],
+    machine: str | None = None,
 ) -> tuple[Model, ...]:
     """The model in the format asked for, or in every one that is to be compared.
 
     Args:
         model: A config.json, a GGUF file or a preset.
         weight_format: A format's name, ``auto``, or None for the model's own.
-        kernels: What the host can run: ``auto`` is for formats with a kernel.
+        kernels: What the host can run: ``auto`` is for formats with a kernel on its CPU, which every strategy may need.
+        machine: The host's machine name (``x86_64``, ``aarch64``); None for this machine.
 
     Returns:
         One model, or with ``auto`` one per format, the host's usual one first.
@@ -38,18 +42,18 @@ def read_variants(
         UsageError: There is no such format, or the model exists in one format only.
     """
     if weight_format != AUTO:
-        return (analyse(model, weight_format),)
+        return (analyse(model, weight_format, machine=machine),)
     source = resolve(model)
     if source.kind == "gguf":
         raise UsageError(
             f"--format auto compares formats that a config.json leaves open: {source.path} is a GGUF file, "
             "which holds its weights in its own; leave --format out"
         )
-    if not formats_of(analyse(model)):
+    if not formats_of(analyse(model, machine=machine)):
         raise UsageError(f"--format auto compares ternary formats: the weights of {source.path} are not ternary")
     # F32 holds any shape, so it marks all sites whose format is open; the others are those that were never converted.
-    marked = replace(analyse(model, "F32"), source_digest=digest(source, AUTO))
-    names = in_order(_runnable(kernels), None)
+    marked = replace(analyse(model, "F32", machine=machine), source_digest=digest(source, AUTO))
+    names = in_order(_runnable(kernels, machine), machine)
     variants = [variant for name in names if (variant := _in_format(marked, name)) is not None]
     if not variants:
         raise ModelError(
@@ -80,14 +84,15 @@ def in_order(names: Iterable[str], machine: str | None) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (name != usual, registry.index(name))))
 
 
-def _runnable(kernels: Sequence[Kernel]) -> set[str]:
-    """Ternary formats that keep the weights as they are and that a fast kernel runs; else those that any does."""
+def _runnable(kernels: Sequence[Kernel], machine: str | None) -> set[str]:
+    """Ternary formats that keep the weights as they are and that a fast kernel of the CPU runs; else those any does."""
     # bitnet.cpp's formats are each for one architecture: a file for the other is none for this host.
-    other_layouts = {"I2_S", "I2_S_ARM", "TL1", "TL2"} - {host_ternary_format(), host_lookup_format()}
+    other_layouts = {"I2_S", "I2_S_ARM", "TL1", "TL2"} - {host_ternary_format(machine), host_lookup_format(machine)}
     able = [
         kernel
         for kernel in kernels
         if kernel.reason is None
+        and kernel.device == "cpu"
         and kernel.format not in other_layouts
         and get_format(kernel.format).ternary
         and not get_format(kernel.format).lossy

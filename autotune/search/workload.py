@@ -18,6 +18,8 @@ SMALLEST_CHUNK = 32
 """Shorter prompt chunks stream the weights too often to be worth timing."""
 
 MAX_BATCH: dict[WorkloadName, int] = {"chat": 1, "server": 32, "offline": 64}
+MAX_BATCH_WITH_GPU: dict[WorkloadName, int] = {"chat": 1, "server": 256, "offline": 256}
+"""A GPU reads its weights for hundreds of sequences as fast as for one."""
 SERVER_MAX_TPOT_S = 0.1
 """Ten tokens a second: about twice the speed of reading."""
 SERVER_RELAXED_TPOT_RATIO = 1.25
@@ -27,6 +29,7 @@ def make_workload(
     name: str,
     model: Model,
     *,
+    gpu: bool = False,
     prompt: int | None = None,
     output: int | None = None,
     context: int | None = None,
@@ -40,6 +43,7 @@ def make_workload(
         name: ``chat`` (one sequence, lowest TPOT), ``server`` (most tokens/s within a TPOT limit) or
             ``offline`` (most tokens/s).
         model: Its ``max_context`` bounds the tokens of one sequence.
+        gpu: Whether there is a GPU to use, whose batches are larger.
         prompt: Prompt tokens per request.
         output: Output tokens per request.
         context: KV-cache slots reserved per sequence.
@@ -85,7 +89,7 @@ def make_workload(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         context_tokens=context or max(prompt_tokens + output_tokens, min(CONTEXT_TOKENS, model.max_context)),
-        max_batch=max_batch or MAX_BATCH[name],
+        max_batch=max_batch or (MAX_BATCH_WITH_GPU if gpu else MAX_BATCH)[name],
         max_tpot_s=max_tpot_s,
         max_ttft_s=_limit_s("max-ttft-ms", max_ttft_ms),
         relaxed_tpot_ratio=relaxed_tpot_ratio,

@@ -7,19 +7,30 @@ import pytest
 
 from autotune.costmodel.steps import StepCosts
 from autotune.model import memory
+from autotune.model.memory import Room
 from autotune.records import Attention, Configuration, Layer, Model, Site
 
 DECODE_LAYER_S = 8e-3
 PREFILL_TOKEN_S = 1e-3
 
 
-def build_model(layers=8, *, hidden=256, intermediate=512, vocab=1000, max_context=4096, wide_first=False):
+def build_model(
+    layers=8,
+    *,
+    hidden=256,
+    intermediate=512,
+    vocab=1000,
+    max_context=4096,
+    wide_first=False,
+    weight_format="I2_S",
+    tied=True,
+):
     """A small BitNet-shaped model; ``wide_first`` makes its first layer larger than the rest."""
 
     def layer(width):
         return Layer(
             sites=tuple(
-                Site(name=name, n_out=n_out, k_in=k_in, format="I2_S")
+                Site(name=name, n_out=n_out, k_in=k_in, format=weight_format)
                 for name, n_out, k_in in [
                     ("q", hidden, hidden),
                     ("k", hidden // 2, hidden),
@@ -45,7 +56,7 @@ def build_model(layers=8, *, hidden=256, intermediate=512, vocab=1000, max_conte
         layers=tuple(layer(width) for width in widths),
         embedding=Site(name="embedding", n_out=vocab, k_in=hidden, format="F16"),
         head=Site(name="head", n_out=vocab, k_in=hidden, format="F16"),
-        tied=True,
+        tied=tied,
         norm_bytes=4 * hidden * (2 * layers + 1),
         source_digest="synthetic",
     )
@@ -63,12 +74,14 @@ def build_costs(
     row_share=0.05,
     gpu_speedup=20.0,
     crossing_s=1e-4,
+    token_s=5e-5,
 ):
     """Step costs by a simple law, so that the best can be worked out by hand.
 
     A layer's decode step takes 8 ms over min(threads, saturates_at), and ``row_share`` more for each further
     sequence. Prefill takes 1 ms per token and layer, and more in shorter chunks. A GPU is ``gpu_speedup`` times
-    faster than one thread. The ends cost as much as one layer.
+    faster than one thread. The ends cost as much as one layer. Handing a sequence's activations over takes
+    ``crossing_s``, token ids ``token_s``.
     """
     used = np.minimum(threads, saturates_at or max(threads))
     speed = np.stack([used] + [np.full(len(threads), gpu_speedup)] * (len(devices) - 1))[:, None, :, None]
@@ -89,6 +102,8 @@ def build_costs(
         prefill_ends_s=prefill_layer_s[:, 0].copy(),
         decode_crossing_s=np.where(on_gpu, crossing_s * np.asarray(batches), 0.0),
         prefill_crossing_s=np.where(on_gpu, crossing_s * prompt * np.ones(len(chunks)), 0.0),
+        decode_token_s=np.where(on_gpu[:, 0], token_s, 0.0),
+        prefill_token_s=np.where(on_gpu, token_s * np.ceil(prompt / np.asarray(chunks)), 0.0),
     )
 
 
@@ -107,11 +122,13 @@ def build_random_costs(seed, layers, *, devices, threads, batches, chunks, kinds
         "prefill_ends_s": eighths(d, t, c),
         "decode_crossing_s": eighths(d, b),
         "prefill_crossing_s": eighths(d, c),
+        "decode_token_s": eighths(d),
+        "prefill_token_s": eighths(d, c),
     }
-    for name in ("decode_crossing_s", "prefill_crossing_s"):
-        costs[name][0] = 0
     for name, values in costs.items():
-        if "crossing" not in name:
+        if "crossing" in name or "token" in name:
+            values[0] = 0
+        else:
             values[1:] = values[1:, ..., :1, :]  # a GPU's times don't depend on CPU threads
     return StepCosts(
         devices=tuple(devices),
@@ -123,19 +140,29 @@ def build_random_costs(seed, layers, *, devices, threads, batches, chunks, kinds
     )
 
 
-def needed_bytes(model, device_layers, *, batch, chunk, context):
+def needed_bytes(model, device_layers, *, batch, chunk, context, head=None):
     """Bytes that the memory plan gives each device for a placement, a megabyte of overhead included."""
-    nothing, overhead_bytes = dict.fromkeys(device_layers, 0), dict.fromkeys(device_layers, 10**6)
     configuration = Configuration(
         device_layers=device_layers,
-        head_device=list(device_layers)[-1],
+        head_device=head or list(device_layers)[-1],
         decode_threads=1,
         prefill_threads=1,
         batch_size=batch,
         prefill_chunk=chunk,
     )
-    uses = memory.plan(model, configuration, context, nothing, overhead_bytes)
-    return {use.device: use.total_bytes for use in uses}
+    room = roomy(dict.fromkeys(["cpu", *device_layers], 0))
+    return {use.device: use.total_bytes for use in memory.plan(model, configuration, context, room)}
+
+
+def roomy(available_bytes, overhead_bytes=10**6):
+    """Room of so many bytes per device, with a megabyte of overhead on each."""
+    return Room(available_bytes, dict.fromkeys(available_bytes, overhead_bytes))
+
+
+@pytest.fixture(scope="session")
+def room_of():
+    """See :func:`roomy`."""
+    return roomy
 
 
 @pytest.fixture(scope="session")

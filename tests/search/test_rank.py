@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import ConstraintError, MemoryLimitError
+from autotune.search.contest import TIE
 from autotune.search.evaluate import build_evaluator
-from autotune.search.rank import TIE, rank
+from autotune.search.rank import rank
 from autotune.search.space import Point
 from autotune.search.workload import batch_grid, chunk_grid, make_workload
 
@@ -22,7 +23,7 @@ def rank_one(evaluator):
 
 
 @pytest.fixture(scope="session")
-def evaluator_for(make_model, make_costs):
+def evaluator_for(make_model, make_costs, room_of):
     """An evaluator of a synthetic model on devices with the memory given; a workload's options pass through."""
 
     def build(name="server", *, costs=None, model=None, available_bytes=None, **options):
@@ -32,8 +33,7 @@ def evaluator_for(make_model, make_costs):
             model,
             make_workload(name, model, **options),
             costs or make_costs(len(model.layers), devices=tuple(available_bytes)),
-            available_bytes=available_bytes,
-            overhead_bytes=dict.fromkeys(available_bytes, 10**6),
+            room_of(available_bytes),
         )
 
     return build
@@ -62,6 +62,7 @@ def first_of(evaluator, feasible):
     return min(
         rivals,
         key=lambda point: (
+            evaluator.space.works[point.placement].sum(),
             point.decode_threads,
             point.prefill_threads,
             feasible[point].total_bytes,
@@ -91,7 +92,7 @@ def assert_ranked_as_by_brute_force(evaluator):
     assert ranking.best == best
     assert ranking.feasible == len(feasible)
 
-    on_cpu = evaluator.space.layers[best.placement, 0] > 0
+    on_cpu = evaluator.space.works[best.placement, 0]
     others = {
         point: value
         for point, value in feasible.items()
@@ -99,12 +100,21 @@ def assert_ranked_as_by_brute_force(evaluator):
         or (on_cpu and point.decode_threads != best.decode_threads)
     }
     assert ranking.runner_up == first_of(evaluator, others)
+    assert ranking.contest.best_of_each(evaluator.space.gpu_layers) == {
+        count: first_of(evaluator, those)
+        for count in range(len(evaluator.model.layers) + 1)
+        if (those := {point: value for point, value in feasible.items() if gpu_layers(evaluator, point) == count})
+    }
+
+
+def gpu_layers(evaluator, point):
+    return evaluator.space.layers[point.placement, 1:].sum()
 
 
 @given(
     seed=st.integers(0, 2**32 - 1),
     gpus=st.sampled_from([0, 1, 2]),
-    layers=st.sampled_from([3, 4, 5]),
+    layers=st.sampled_from([2, 3]),
     name=st.sampled_from(["chat", "server", "offline"]),
     output=st.integers(1, 40),
     max_tpot_ms=st.none() | st.integers(1, 60).map(lambda eighths: eighths * 125),
@@ -113,7 +123,7 @@ def assert_ranked_as_by_brute_force(evaluator):
 )
 @settings(deadline=None, max_examples=300)
 def test_ranking_equals_trying_every_configuration(
-    make_model, make_random_costs, seed, gpus, layers, name, output, max_tpot_ms, max_ttft_ms, megabytes
+    make_model, make_random_costs, room_of, seed, gpus, layers, name, output, max_tpot_ms, max_ttft_ms, megabytes
 ):
     """Best, runner-up, counts and errors on random small spaces, full of ties, under random limits and memory."""
     devices = ("cpu", *(f"cuda:{index}" for index in range(gpus)))
@@ -124,8 +134,7 @@ def test_ranking_equals_trying_every_configuration(
             name, model, prompt=64, output=output, context=128, max_tpot_ms=max_tpot_ms, max_ttft_ms=max_ttft_ms
         ),
         make_random_costs(seed, layers, devices=devices, threads=(1, 2, 3), batches=(1, 2), chunks=(32, 64)),
-        available_bytes={device: int(size * 2**20) for device, size in zip(devices, megabytes, strict=False)},
-        overhead_bytes=dict.fromkeys(devices, 1000),
+        room_of({device: int(size * 2**20) for device, size in zip(devices, megabytes, strict=False)}, 1000),
     )
     assert_ranked_as_by_brute_force(evaluator)
 
@@ -144,12 +153,19 @@ def test_ties_are_broken_in_the_order_documented(evaluator_for, make_costs, seed
     random = np.random.default_rng(seed)
     evaluator = dataclasses.replace(
         evaluator,
-        decode_s=random.integers(1, 3, evaluator.decode_s.shape).astype(float),
-        prefill_s=random.integers(1, 3, evaluator.prefill_s.shape).astype(float),
+        decode=random_times(random, evaluator.decode),
+        prefill=random_times(random, evaluator.prefill),
         excess_bytes=random.integers(-1, 2, evaluator.excess_bytes.shape),
         total_bytes=random.integers(1, 4, evaluator.total_bytes.shape),
     )
     assert_ranked_as_by_brute_force(evaluator)
+
+
+def random_times(random, times):
+    """One to three seconds; on the CPU for all threads alike where it has nothing to do."""
+    cpu_s = random.integers(0, 2, times.cpu_s.shape).astype(float)
+    cpu_s[0] = 0
+    return dataclasses.replace(times, gpus_s=random.integers(1, 3, times.gpus_s.shape).astype(float), cpu_s=cpu_s)
 
 
 def test_fewest_threads_win_where_bandwidth_saturates(evaluator_for, make_costs):
@@ -249,7 +265,7 @@ def test_three_small_gpus_take_together_what_one_cannot(evaluator_for, make_mode
     assert len(best.device_layers.keys() - {"cpu"}) == 3, best
 
 
-def test_a_space_of_ten_to_the_eighth_points_is_ranked_exactly(make_model, make_random_costs):
+def test_a_space_of_ten_to_the_eighth_points_is_ranked_exactly(make_model, make_random_costs, room_of):
     """120 layers, 128 thread counts, CPU and three GPUs: no sampled point beats the best."""
     model, batches, chunks = make_model(120), batch_grid(32), chunk_grid(512)
     available = {"cpu": GIB, "cuda:0": GIB, "cuda:1": GIB // 2, "cuda:2": GIB // 4}
@@ -258,8 +274,7 @@ def test_a_space_of_ten_to_the_eighth_points_is_ranked_exactly(make_model, make_
         model,
         make_workload("offline", model),
         costs,
-        available_bytes=available,
-        overhead_bytes=dict.fromkeys(available, 0),
+        room_of(available),
     )
     assert evaluator.space.size > 10**8
     best = evaluator.at(rank_one(evaluator).best).tokens_per_s

@@ -1,50 +1,92 @@
+import itertools
+
 import numpy as np
 import pytest
 
 from autotune.records import Configuration
-from autotune.search.space import Point, build_space
+from autotune.search.space import MAX_PLACEMENTS, Point, build_space
 from autotune.search.workload import make_workload
 
 
 @pytest.fixture
 def space_of(make_model, make_costs):
-    """A space over 8 layers on ``gpus`` GPUs with the memory given."""
+    """A space over 8 layers, unless told otherwise, on GPUs with the memory given."""
 
-    def build(*gpu_bytes, **workload):
+    def build(*gpu_bytes, layers=8, **workload):
         devices = ("cpu", *(f"cuda:{index}" for index in range(len(gpu_bytes))))
         available_bytes = dict(zip(devices, (10**9, *gpu_bytes), strict=True))
-        costs = make_costs(8, devices=devices, threads=(1, 2, 3))
-        return build_space(costs, make_workload("server", make_model(8), **workload), available_bytes)
+        costs = make_costs(layers, devices=devices, threads=(1, 2, 3))
+        return build_space(costs, make_workload("server", make_model(layers), **workload), available_bytes)
 
     return build
 
 
+def placements(space):
+    """Layers per device and the head's device, of each placement."""
+    return [(*row, head) for row, head in zip(space.layers.tolist(), space.heads.tolist(), strict=True)]
+
+
 def test_without_gpus_all_layers_are_on_the_cpu(space_of):
     space = space_of()
-    assert space.layers.tolist() == [[8]]
+    assert placements(space) == [(8, 0)]
     assert space.size == 1 * 3 * 3 * 4 * 5
 
 
-def test_a_gpu_takes_any_number_of_the_last_layers(space_of):
+def test_a_gpu_takes_any_number_of_the_last_layers_with_the_head_or_without(space_of):
     space = space_of(10**9)
-    assert space.layers.tolist() == [[8 - count, count] for count in range(9)]
-    assert space.heads.tolist() == [0] + [1] * 8
+    assert placements(space) == [
+        (8, 0, 0),
+        *((8 - count, count, 1) for count in range(1, 9)),
+        *((8 - count, count, 0) for count in range(1, 9)),
+    ]
 
 
-def test_gpus_share_layers_in_proportion_to_their_memory(space_of):
-    space = space_of(3 * 10**9, 10**9)
-    assert space.layers[-1].tolist() == [0, 6, 2]
-    assert {tuple(row) for row in space.layers[1:9].tolist()} == {(8 - n, n, 0) for n in range(1, 9)}
-    assert (space.layers.sum(axis=1) == 8).all()
-    assert len(np.unique(space.layers, axis=0)) == len(space.layers)
+def test_several_gpus_take_layers_in_every_way(space_of):
+    """Whatever their memory: every composition once with the head on the last GPU that has layers, once on the CPU."""
+    found = placements(space_of(3 * 10**9, 0))
+    splits = [
+        (8 - first - second, first, second)
+        for first, second in itertools.product(range(9), repeat=2)
+        if 1 <= first + second <= 8
+    ]
+    with_head = [(*split, 2 if split[2] else 1) for split in splits]
+    assert sorted(found) == sorted([(8, 0, 0, 0), *with_head, *((*split, 0) for split in splits)])
 
 
-def test_a_gpu_too_small_for_a_layer_gets_no_placement_of_its_own(space_of):
-    assert space_of(10**9, 10).layers.tolist() == [[8 - n, n, 0] for n in range(9)]
+@pytest.mark.parametrize(("layers", "gpus", "all_ways"), [(89, 2, True), (90, 2, False), (8, 4, True), (80, 3, False)])
+def test_where_there_are_too_many_ways_gpus_share_layers_in_proportion_to_their_memory(
+    space_of, layers, gpus, all_ways
+):
+    space = space_of(*[10**9] * gpus, layers=layers)
+    assert len(space.layers) <= MAX_PLACEMENTS
+    assert len(set(placements(space))) == len(space.layers)
+    assert (space.layers.sum(axis=1) == layers).all()
+    uneven = (space.layers[:, 1] > space.layers[:, 2] + 1) & (space.layers[:, 2] > 0)
+    assert uneven.any() == all_ways
+
+
+def test_shares_follow_memory_and_a_gpu_too_small_for_a_layer_gets_none(space_of):
+    space = space_of(3 * 10**9, 10**9, 10, layers=80)
+    rows = space.layers.tolist()
+    assert rows[0] == [80, 0, 0, 0]
+    half = rows[1 : len(rows) // 2 + 1]
+    assert half[:80] == [[80 - n, n, 0, 0] for n in range(1, 81)]
+    assert half[-1] == [0, 60, 20, 0]
+    assert not space.layers[:, 3].any()
+    assert rows[len(rows) // 2 + 1 :] == half
+    assert space.heads[1 : len(half) + 1].tolist() == [2 if row[2] else 1 for row in half]
+    assert not space.heads[len(half) + 1 :].any()
+
+
+def test_a_first_gpu_without_memory_does_not_keep_the_others_from_sharing(space_of):
+    rows = space_of(10, 10**9, 10**9, layers=80).layers.tolist()
+    assert [0, 0, 80, 0] in rows
+    assert [0, 0, 40, 40] in rows
 
 
 def test_a_gpu_without_free_memory_is_still_a_valid_input(space_of):
-    assert space_of(0).layers.shape == (9, 2)
+    assert space_of(0).layers.shape == (17, 2)
+    assert (space_of(0, 0, 0, layers=80).layers.sum(axis=1) == 80).all()
 
 
 def test_batches_beyond_the_workloads_largest_are_left_out(space_of):
@@ -61,6 +103,14 @@ def test_points_and_configurations_are_one_to_one(space_of):
         assert sum(configuration.device_layers.values()) == 8
         seen.add(repr(configuration))
     assert len(seen) == len(range(0, space.size, 7))
+
+
+def test_the_head_is_part_of_a_placement(space_of):
+    space = space_of(10**9)
+    on_gpu = Configuration({"cpu": 5, "cuda:0": 3}, "cuda:0", 1, 1, 1, 32)
+    on_cpu = Configuration({"cpu": 5, "cuda:0": 3}, "cpu", 1, 1, 1, 32)
+    assert space.point(on_gpu).placement != space.point(on_cpu).placement
+    assert [space.configuration(space.point(each)) for each in (on_gpu, on_cpu)] == [on_gpu, on_cpu]
 
 
 def test_device_layers_are_in_the_order_data_flows(space_of):

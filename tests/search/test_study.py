@@ -17,15 +17,14 @@ def rank_one(evaluator):
 
 
 @pytest.fixture
-def evaluator_for(make_model, make_costs):
+def evaluator_for(make_model, make_costs, room_of):
     def build(name="server", *, available_bytes=2**30, threads=(1, 2), **options):
         model = make_model()
         return build_evaluator(
             model,
             make_workload(name, model, **options),
             make_costs(threads=threads),
-            available_bytes={"cpu": available_bytes},
-            overhead_bytes={"cpu": 0},
+            room_of({"cpu": available_bytes}, 0),
         )
 
     return build
