@@ -4,11 +4,10 @@
 """
 
 # pathlib takes longer to import than finding, reading and verifying a result takes.
-# ruff: noqa: PTH103, PTH105, PTH108, PTH118, PTH120, PTH123
+# ruff: noqa: PTH103, PTH105, PTH118, PTH120
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -17,6 +16,7 @@ import warnings
 from autotune.errors import StoreError
 from autotune.store import paths
 from autotune.store.entry import MAX_BYTES, BadEntry, Entry, Key, encode, parse
+from autotune.store.files import replace_file
 
 TYPE_CHECKING = False  # typing takes longer to import than this module
 if TYPE_CHECKING:
@@ -203,29 +203,8 @@ def _put(layer: str, key: Key, raw: bytes) -> str:
     os.makedirs(folder, exist_ok=True)
     with _lock(path, timeout_s=LOCK_TIMEOUT_S):
         # The lock makes one name enough: what a killed writer left in it, the next one overwrites.
-        temporary = f"{folder}/.writing"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        # The entry is in place. What is left makes it outlast a power cut, where the file system can do that.
-        with contextlib.suppress(OSError):
-            _sync_folder(folder)
+        replace_file(path, raw, f"{folder}/.writing")
     return path
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lock(path: str, timeout_s: float) -> BaseFileLock:

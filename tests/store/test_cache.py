@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from autotune.errors import StoreError
 from autotune.records import Result
-from autotune.store import cache, entry
+from autotune.store import cache, entry, files
 from autotune.store.entry import Entry
 from autotune.store.schema import decode_result
 from tests.builders import build_result
@@ -390,7 +390,7 @@ def test_a_file_system_that_cannot_sync_folders_still_takes_the_entry(
     def unsupported(folder: str) -> None:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(cache, "_sync_folder", unsupported)
+    monkeypatch.setattr(files, "_sync_folder", unsupported)
     cache.write(OLD, {})
     assert saved() == OLD
 
