@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from autotune import __version__
-from autotune.options import DEFAULT_BUDGET_S, QUICK_BUDGET_S
+from autotune.options import DEFAULT_BUDGET_S, GPU_BUDGET_S, QUICK_BUDGET_S, RECORDED_MODEL
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("tune", "show", "retune", "model", "host", "schema", "cache")
+COMMANDS = ("tune", "show", "retune", "explain", "model", "host", "schema", "cache")
+_DEFAULT = f"default {DEFAULT_BUDGET_S:g}, and {GPU_BUDGET_S:g} more with a GPU"
 _EPILOG = """\
 exit codes:
   0  done                                  6  the time budget is too small
@@ -50,11 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(tune)
     _add_workload(tune)
     _add_limits(tune)
-    tune.add_argument(
-        "--budget", type=_number, metavar="SECONDS", help=f"time for the benchmark (default {DEFAULT_BUDGET_S:g})"
-    )
+    tune.add_argument("--budget", type=_number, metavar="SECONDS", help=f"time for the benchmark ({_DEFAULT})")
     tune.add_argument("--quick", action="store_true", help=f"time fewer points, in {QUICK_BUDGET_S:g} seconds")
     tune.add_argument("--force", action="store_true", help="measure again even if a result is saved")
+    tune.add_argument(
+        "--replay", metavar="FILE", help="decide for the host that `autotune host --record` wrote there; saves nothing"
+    )
     tune.add_argument("--quiet", action="store_true", help="show no progress")
     _add_json(tune)
     tune.set_defaults(command="tune")
@@ -72,13 +74,35 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(show)
     show.set_defaults(command="show")
 
+    explain = commands.add_parser(
+        "explain", help="why the saved result is what it is: reasons, and the curve over GPU layers"
+    )
+    _add_model(explain)
+    _add_workload(explain)
+    _add_json(explain)
+    explain.set_defaults(command="explain")
+
     model = commands.add_parser("model", help="print what a model is: shapes, memory, work, hints")
     _add_model(model)
     _add_json(model)
     model.set_defaults(command="model")
 
     host = commands.add_parser("host", help="print what this host is: CPU, memory, GPUs, limits, kernels, tier")
-    host.add_argument("--no-measure", action="store_true", help="leave the tier out, which takes 2 seconds to measure")
+    host.add_argument("--no-measure", action="store_true", help="leave the tier out, which takes seconds to measure")
+    host.add_argument("--record", metavar="FILE", help="time models here and write host and measurements for --replay")
+    host.add_argument(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help=f"with --record: a model to time, may be given several times (default {RECORDED_MODEL})",
+    )
+    host.add_argument(
+        "--budget",
+        type=_number,
+        metavar="SECONDS",
+        help=f"with --record: time per model ({_DEFAULT})",
+    )
+    host.add_argument("--quiet", action="store_true", help="with --record: show no progress")
     _add_json(host)
     host.set_defaults(command="host")
 

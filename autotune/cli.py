@@ -13,7 +13,7 @@ import warnings
 
 from autotune import errors
 from autotune.arguments import parse
-from autotune.options import AUTO, Options, check_budget, counted_budget_s, tune_command
+from autotune.options import AUTO, RECORDED_MODEL, Options, check_budget, counted_budget_s, tune_command
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tune(args: argparse.Namespace) -> int:
+    if args.replay is not None:
+        return _replay(args)
     from autotune.loader import find_answer, load_result
 
     options, budget_s = _options(args), check_budget(args.budget, quick=args.quick)
@@ -79,8 +81,44 @@ def _tune(args: argparse.Namespace) -> int:
     from autotune.progress import shown
 
     with shown(quiet=args.quiet) as progress:
-        result = obtain(args.model, options, budget_s=budget_s, quick=args.quick, force=args.force, progress=progress)
+        result = obtain(
+            args.model, options, budget_s=args.budget, quick=args.quick, force=args.force, progress=progress
+        )
     return _finish(result, options, as_json=args.json)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    """Decide for a recorded host, and save nothing: the answer is not this host's."""
+    from autotune.pipeline import replay
+    from autotune.store.recording import read
+
+    for option, given in (("--force", args.force), ("--quick", args.quick), ("--budget", args.budget is not None)):
+        if given:
+            raise errors.UsageError(f"{option} is about timing, and --replay times nothing: leave one of them out")
+    recording = read(args.replay)
+    result = replay(recording, args.model, _options(args))
+    if args.json:
+        _print_record(result)
+        return 0
+    note = f"{args.replay} ({'synthetic' if recording.synthetic else 'recorded'}: {recording.note}); nothing was saved"
+    _print_summary(result, None, replayed=note)
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from autotune.loader import load_result
+
+    result = load_result(args.model, args.workload, args.format)
+    if result is None:
+        raise _nothing_saved(args)
+    from autotune.explanation import explain, to_json
+    from autotune.summary import show
+
+    if args.json:
+        _print_record(to_json(result))
+    else:
+        show(explain(result))
+    return 0
 
 
 def _retune(args: argparse.Namespace) -> int:
@@ -124,8 +162,13 @@ def _host(args: argparse.Namespace) -> int:
     from autotune.host.detect import detect
     from autotune.host.kernels import find_kernels
 
+    if args.record is not None:
+        return _record(args)
+    for option, given in (("--model", args.model), ("--budget", args.budget), ("--quiet", args.quiet)):
+        if given:
+            raise errors.UsageError(f"autotune host takes {option} only with --record FILE")
     host, tier = detect(), None
-    kernels = find_kernels(host.cpu)
+    kernels = find_kernels(host)
     if not args.no_measure:
         from autotune.pipeline import measure_tier
 
@@ -139,6 +182,24 @@ def _host(args: argparse.Namespace) -> int:
         from autotune.summary import show
 
         show(describe(host, tier, kernels))
+    return 0
+
+
+def _record(args: argparse.Namespace) -> int:
+    """Time models on this host and write what was measured to a file."""
+    from autotune.pipeline import record
+    from autotune.progress import shown
+    from autotune.store.recording import check_writable, write
+
+    if args.json or args.no_measure:
+        option = "--json" if args.json else "--no-measure"
+        raise errors.UsageError(f"autotune host --record FILE writes what it measures: it takes no {option}")
+    check_budget(args.budget, quick=False)
+    check_writable(args.record)
+    with shown(quiet=args.quiet) as progress:
+        recording = record(args.model or [RECORDED_MODEL], budget_s=args.budget, progress=progress)
+    write(args.record, recording)
+    print(f"wrote {args.record}", file=sys.stderr)
     return 0
 
 
@@ -278,10 +339,10 @@ def _print_record(record: object) -> None:
     _print_document(msgspec.json.encode(record) + b"\n")
 
 
-def _print_summary(result: Result, saved_in: str | None) -> None:
+def _print_summary(result: Result, saved_in: str | None, replayed: str | None = None) -> None:
     from autotune.summary import show, summarize
 
-    show(summarize(result, saved_in))
+    show([*summarize(result, saved_in), *([("replayed", replayed)] if replayed else [])])
 
 
 def _open_closed_streams() -> None:
@@ -299,6 +360,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "tune": _tune,
     "retune": _retune,
     "show": _show,
+    "explain": _explain,
     "model": _model,
     "host": _host,
     "schema": _schema,

@@ -7,12 +7,14 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
 from autotune.bench import campaign as bench
 from autotune.bench.campaign import Progress
-from autotune.bench.plan import Task, ceilings, plan
+from autotune.bench.gpu_plan import GpuTasks, gpu_ceilings, plan_gpus
+from autotune.bench.plan import Task, ceilings, describe_first_missing, plan
 from autotune.bench.rivals import choose_kernels, gates
 from autotune.bench.shortfalls import check_complete
 from autotune.conclusion import Evidence, check_fits, conclude, tier_of
@@ -23,13 +25,21 @@ from autotune.host.detect import detect
 from autotune.host.kernels import find_kernels
 from autotune.loader import find_answer, load_result
 from autotune.model import memory
-from autotune.options import Options, check_budget, counted_budget_s, tune_command
-from autotune.records import Campaign, Host, Model, Result, Tier, Workload
+from autotune.options import (
+    GPU_BUDGET_S,
+    Options,
+    benchmark_budget_s,
+    check_budget,
+    counted_budget_s,
+    tune_command,
+)
+from autotune.records import Campaign, Host, Kernel, Model, Result, Tier, Workload
 from autotune.search.study import TRIALS
 from autotune.search.variants import format_of, in_order, read_variants
 from autotune.search.workload import make_workload
 from autotune.store import cache
 from autotune.store.entry import WORKLOADS
+from autotune.store.recording import Recording
 
 _HOST_BUDGET_S = 2.0
 
@@ -65,8 +75,8 @@ def tune(
         KernelUnavailableError: The kernel asked for can't run here, or none can.
     """
     options = options or Options()
-    budget_s = check_budget(budget_s, quick=quick)
-    if not force and find_answer(model, options, counted_budget_s(budget_s, quick=quick)) is not None:
+    least_s = counted_budget_s(check_budget(budget_s, quick=quick), quick=quick)
+    if not force and find_answer(model, options, least_s) is not None:
         saved = load_result(model, options.workload, options.format)
         if saved is not None:
             return saved
@@ -82,7 +92,7 @@ def obtain(
     model: str | os.PathLike[str],
     options: Options,
     *,
-    budget_s: float,
+    budget_s: float | None,
     quick: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -95,18 +105,21 @@ def obtain(
     Args and raises: as for ``tune``.
     """
     for saved in () if force else _saved(model, options):
-        if saved.campaign.budget_s >= budget_s:
-            host, workload = detect(), _workload(options, saved.model)
-            kernels = choose_kernels(find_kernels(host.cpu), _formats(_models(saved)), options.kernel)
-            if _covers(saved.campaign, plan(_models(saved), host, workload, kernels, quick=quick)):
+        host = detect()
+        if saved.campaign.budget_s >= benchmark_budget_s(budget_s, quick=quick, gpu=bool(host.gpus.usable)):
+            workload = _workload(options, saved.model, host)
+            tasks, gpus = _plans(_models(saved), host, workload, find_kernels(host), options.kernel, quick=quick)
+            if _covers(saved.campaign, tasks, gpus):
                 return conclude_again(saved, workload, host)
     started = time.monotonic()
     evidence = _benchmark(model, options, budget_s=budget_s, quick=quick, progress=progress)
     try:
-        return conclude(evidence, _workload(options, evidence.models[0]), started=started, trials=TRIALS)
+        workload = _workload(options, evidence.models[0], evidence.host)
+        return conclude(evidence, workload, started=started, trials=TRIALS)
     except ConstraintError as error:
         unlimited = options._replace(max_tpot_ms=None, max_ttft_ms=None)
-        result = conclude(evidence, _workload(unlimited, evidence.models[0]), started=started, trials=TRIALS)
+        workload = _workload(unlimited, evidence.models[0], evidence.host)
+        result = conclude(evidence, workload, started=started, trials=TRIALS)
         with contextlib.suppress(StoreError):
             cache.write(result, request(unlimited, result))
         raise ConstraintError(f"{error}; what was measured is saved, so another limit is answered at once") from None
@@ -116,7 +129,7 @@ def measure(
     model: str | os.PathLike[str],
     options: Options,
     *,
-    budget_s: float,
+    budget_s: float | None,
     quick: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -126,7 +139,7 @@ def measure(
     Args:
         model: As for ``tune``.
         options: As for ``tune``.
-        budget_s: Wall time for the benchmark.
+        budget_s: Wall time for the benchmark; None: the default.
         quick: Time fewer points.
         seed: Of the sampling order and the Optuna study.
         progress: Told how far the benchmark is.
@@ -136,7 +149,7 @@ def measure(
     """
     started = time.monotonic()
     evidence = _benchmark(model, options, budget_s=budget_s, quick=quick, seed=seed, progress=progress)
-    workload = _workload(options, evidence.models[0])
+    workload = _workload(options, evidence.models[0], evidence.host)
     return conclude(evidence, workload, started=started, trials=TRIALS, seed=seed)
 
 
@@ -161,7 +174,63 @@ def retune(model: str | os.PathLike[str], options: Options | None = None) -> Res
             f"this host has no saved measurements of {name}{with_kernel}: "
             f"run `{tune_command(name, options.workload, options.format, options.kernel)}` first"
         )
-    return conclude_again(saved, _workload(options, saved.model), detect(), started=started)
+    host = detect()
+    return conclude_again(saved, _workload(options, saved.model, host), host, started=started)
+
+
+def record(models: Sequence[str], *, budget_s: float | None, progress: Progress | None = None) -> Recording:
+    """Time models on this host and return all that was measured, to be replayed where the host isn't.
+
+    The points are those of the workload with the largest batches, so that a replay can answer for the others as well.
+
+    Args:
+        models: Model files or presets.
+        budget_s: Wall time for each; None: the default.
+        progress: Told how far the benchmark of a model is.
+
+    Raises:
+        AutotuneError: As for ``tune``.
+    """
+    options = Options(workload="offline")
+    found = [_benchmark(model, options, budget_s=budget_s, quick=False, progress=progress) for model in models]
+    names = ", ".join(evidence.models[0].name for evidence in found)
+    return Recording(
+        recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        synthetic=False,
+        note=f"measured with {names}",
+        host=found[0].host,
+        campaigns=tuple(evidence.campaign for evidence in found),
+    )
+
+
+def replay(recording: Recording, model: str | os.PathLike[str], options: Options | None = None) -> Result:
+    """Decide for a recorded host from its measurements: all of ``tune`` but detecting, timing and saving.
+
+    Args:
+        recording: The host, and what was measured on it.
+        model: A model that it was recorded with, or one whose shapes were timed as well.
+        options: As for ``tune``.
+
+    Raises:
+        ModelError, UsageError, MemoryLimitError, ConstraintError: As for ``tune``.
+        ResultNotFoundError: The recording doesn't hold what the model needs.
+    """
+    started = time.monotonic()
+    options = options or Options()
+    host = recording.host
+    missing = []
+    for campaign in recording.campaigns:
+        models = read_variants(model, options.format, campaign.kernels, host.cpu.architecture)
+        workload = _workload(options, models[0], host)
+        tasks, _ = _plans(models, host, workload, campaign.kernels, options.kernel, quick=True)
+        wanting = describe_first_missing(tasks, (found.point for found in campaign.measurements()))
+        if wanting is None:
+            cost_model, reports = fit(campaign)
+            evidence = Evidence(models, host, campaign, cost_model, reports)
+            return conclude(evidence, workload, started=started, trials=TRIALS)
+        missing.append(wanting)
+    what = f"the recording of {host.label} has no measurements of {os.fspath(model)}"
+    raise ResultNotFoundError(f"{what}: expected {missing[0]}" if missing else f"{what}: it holds none at all")
 
 
 def conclude_again(saved: Result, workload: Workload, host: Host, *, started: float | None = None) -> Result:
@@ -176,9 +245,10 @@ def conclude_again(saved: Result, workload: Workload, host: Host, *, started: fl
     Raises:
         MemoryLimitError, ConstraintError: As for ``tune``.
     """
-    cost_model = CostModel(saved.campaign, saved.cost_model.roofline)
+    reports = (saved.cost_model, *saved.gpu_cost_models)
+    cost_model = CostModel(saved.campaign, {report.device: report.roofline for report in reports})
     return conclude(
-        Evidence(_models(saved), host, saved.campaign, cost_model, saved.cost_model),
+        Evidence(_models(saved), host, saved.campaign, cost_model, reports),
         workload,
         started=time.monotonic() if started is None else started,
         trials=None,
@@ -188,49 +258,68 @@ def conclude_again(saved: Result, workload: Workload, host: Host, *, started: fl
 def request(options: Options, result: Result) -> dict[str, object]:
     """What a result for these options answers, as it is saved beside it."""
     models, host, campaign = _models(result), result.host, result.campaign
-    kernels = choose_kernels(campaign.kernels or find_kernels(host.cpu), _formats(models), campaign.kernel)
-    full = _covers(campaign, plan(models, host, result.workload, kernels, quick=False))
+    found = campaign.kernels or find_kernels(host)
+    full = _covers(campaign, *_plans(models, host, result.workload, found, campaign.kernel, quick=False))
     return options.request(counted_budget_s(result.campaign.budget_s, quick=not full))
 
 
 def measure_tier(host: Host) -> Tier:
-    """Time the host's read bandwidth and arithmetic alone, and say what tier they make it.
+    """Time read bandwidth and arithmetic of the host's CPU and GPUs alone, and say what tier they make it.
 
     Raises:
-        BenchmarkError: They could not be timed.
+        BenchmarkError: The CPU's could not be timed.
     """
-    kernels = choose_kernels(find_kernels(host.cpu), (), None)
-    campaign = bench.run(None, host, ceilings(host, kernels), budget_s=_HOST_BUDGET_S)
-    return tier_of(host, fit(campaign)[1])
+    kernels = choose_kernels(find_kernels(host), (), None)
+    gpus = gpu_ceilings(host, kernels)
+    budget_s = _HOST_BUDGET_S + (GPU_BUDGET_S if gpus else 0.0)
+    campaign = bench.run(None, host, ceilings(host, kernels), gpus=gpus, budget_s=budget_s)
+    _, reports = fit(campaign)
+    return tier_of(host, campaign, reports)
 
 
 def _benchmark(
     model: str | os.PathLike[str],
     options: Options,
     *,
-    budget_s: float,
+    budget_s: float | None,
     quick: bool,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evidence:
     """The first half: what is told of the model, and what is measured."""
     host = detect()
-    found = find_kernels(host.cpu)
+    found = find_kernels(host)
     models = read_variants(model, options.format, found)
-    workload = _workload(options, models[0])
-    formats = _formats(models)
-    kernels = choose_kernels(found, formats, options.kernel)
+    workload = _workload(options, models[0], host)
     check_fits(models, workload, host)
-    tasks = plan(models, host, workload, kernels, quick=quick)
+    tasks, gpus = _plans(models, host, workload, found, options.kernel, quick=quick)
+    formats = _formats(models)
     # Weights rotate through as much memory as the largest variant takes.
     largest = max(models, key=memory.model_bytes)
     campaign = replace(
-        bench.run(largest, host, tasks, budget_s=budget_s, progress=progress, seed=seed),
+        bench.run(
+            largest,
+            host,
+            tasks,
+            gpus=gpus,
+            budget_s=benchmark_budget_s(budget_s, quick=quick, gpu=bool(gpus)),
+            progress=progress,
+            seed=seed,
+        ),
         kernel=options.kernel,
-        kernels=tuple(kernel for kernel in found if kernel.format in formats),
+        kernels=tuple(kernel for kernel in found if kernel.device == "gpu" or kernel.format in formats),
     )
     check_complete(campaign, tasks)
     return Evidence(models, host, campaign, *fit(campaign))
+
+
+def _plans(
+    models: Sequence[Model], host: Host, workload: Workload, found: Sequence[Kernel], forced: str | None, *, quick: bool
+) -> tuple[tuple[Task, ...], tuple[GpuTasks, ...]]:
+    """What to time on the CPU, and on each kind of GPU."""
+    kernels = choose_kernels(found, _formats(models), forced)
+    tasks = plan(models, host, workload, kernels, quick=quick)
+    return tasks, plan_gpus(models, host, workload, kernels)
 
 
 def _models(result: Result) -> tuple[Model, ...]:
@@ -245,10 +334,11 @@ def _formats(models: Iterable[Model]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(site.format for site in sites))
 
 
-def _workload(options: Options, model: Model) -> Workload:
+def _workload(options: Options, model: Model, host: Host) -> Workload:
     return make_workload(
         options.workload,
         model,
+        gpu=bool(host.gpus.usable),
         prompt=options.prompt,
         output=options.output,
         context=options.context,
@@ -271,9 +361,14 @@ def _saved(model: str | os.PathLike[str], options: Options) -> Iterator[Result]:
             yield saved
 
 
-def _covers(campaign: Campaign, tasks: Sequence[Task]) -> bool:
-    """Whether a campaign has tried all points that a new one would, but those where the reference is compared."""
-    points = [task.point for task in tasks]
+def _covers(campaign: Campaign, tasks: Sequence[Task], gpus: Sequence[GpuTasks]) -> bool:
+    """Whether a campaign has tried all points that a new one would, but those where the reference is compared.
+
+    A GPU that could not be timed is not tried again until the host changes.
+    """
+    failed = {run.devices[0] for run in campaign.gpus if run.failure is not None}
+    of_gpus = (task for gpu in gpus if gpu.devices[0] not in failed for task in gpu.tasks)
+    points = [task.point for task in (*tasks, *of_gpus)]
     spared_by = gates(points)
     compared = {index for spares in spared_by for index in spares}
     wanted = {point for index, point in enumerate(points) if not spared_by[index] and index not in compared}

@@ -6,10 +6,27 @@ import os
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from msgspec.structs import replace
 
 from autotune.model.memory import model_bytes, readable_bytes
-from autotune.records import Campaign, Candidate, HeldOut, Host, Model, Result, SiteKernels, Workload
+from autotune.records import (
+    Campaign,
+    Candidate,
+    CostModelReport,
+    Gpu,
+    GpuRun,
+    HeldOut,
+    Host,
+    Measurement,
+    Model,
+    Point,
+    Result,
+    SiteKernels,
+    Workload,
+    median,
+)
 
 _WIDTH_ELSEWHERE = 120
 """Columns where standard error is no terminal."""
@@ -32,7 +49,8 @@ def summarize(result: Result, saved_in: str | None) -> Lines:
         ("workload", _workload(result.workload)),
         ("timed", _timed(result.campaign)),
         ("noise", _noise(result.campaign)),
-        ("held-out error", "; ".join(_held_out(error) for error in result.cost_model.held_out)),
+        *gpu_runs(result),
+        *[(_held_out_label(report), _held_outs(report)) for report in (result.cost_model, *result.gpu_cost_models)],
         *([("kernels", kernels(result))] if result.kernels else []),
         ("", ""),
         ("chosen", configuration(decision.chosen)),
@@ -78,9 +96,12 @@ def configuration(candidate: Candidate) -> str:
     """A configuration in words."""
     chosen = candidate.configuration
     devices = ", ".join(f"{_count(layers, 'layer')} on {device}" for device, layers in chosen.device_layers.items())
+    if chosen.head_device not in chosen.device_layers or len(chosen.device_layers) > 1:
+        devices += f", head on {chosen.head_device}"
+    on_cpu = "cpu" in (*chosen.device_layers, chosen.head_device)
+    threads = f"{_count(chosen.decode_threads, 'thread')} for decode, {chosen.prefill_threads} for prefill; "
     return (
-        f"{devices}; {_count(chosen.decode_threads, 'thread')} for decode, {chosen.prefill_threads} for prefill; "
-        f"batch {chosen.batch_size}; prompts in chunks of {chosen.prefill_chunk}"
+        f"{devices}; {threads if on_cpu else ''}batch {chosen.batch_size}; prompts in chunks of {chosen.prefill_chunk}"
     )
 
 
@@ -90,11 +111,11 @@ def kernels(result: Result) -> str:
     Where the sites of a format differ, what most of them have counts.
     """
     paths = {(kernel.kernel, kernel.format): kernel.path for kernel in result.campaign.kernels}
-    formats: dict[str, list[SiteKernels]] = {}
+    groups: dict[tuple[str, str], list[SiteKernels]] = {}
     for site in result.kernels:
-        formats.setdefault(site.format, []).append(site)
+        groups.setdefault((site.device, site.format), []).append(site)
     parts = []
-    for name, sites in formats.items():
+    for (device, name), sites in groups.items():
         by_tokens = [{int(m): kernel for m, kernel in {**site.prefill, **site.decode}.items()} for site in sites]
         runs: list[str] = []
         previous = None
@@ -109,7 +130,8 @@ def kernels(result: Result) -> str:
                 )
                 runs.append(f"{known} from m = {m}" if runs else known)
                 previous = kernel
-        parts.append(f"{name} {', '.join(runs)}")
+        where = "" if device == "cpu" else f"on {device} "
+        parts.append(f"{where}{name} {', '.join(runs)}")
     return "; ".join(parts)
 
 
@@ -117,16 +139,22 @@ def figures(candidate: Candidate) -> str:
     """Predicted figures in words."""
     predicted = candidate.predicted
     times = f"TPOT {_duration(predicted.tpot_s)}, TTFT {_duration(predicted.ttft_s)}"
-    return f"{_number(predicted.tokens_per_s)} tokens/s, {times}"
+    return f"{three_digits(predicted.tokens_per_s)} tokens/s, {times}"
 
 
 def _host(host: Host) -> str:
     threads = f"{_count(host.limits.usable_threads, 'usable thread')} (limit: {host.limits.decided_by})"
-    gpus = ", ".join(gpu.name for gpu in host.gpus.devices) or f"no GPU ({host.gpus.absent_reason})"
+    gpus = ", ".join(map(_gpu, host.gpus.devices)) or f"no GPU ({host.gpus.absent_reason})"
     return (
         f"{host.cpu.name or host.cpu.architecture}, {threads}, "
         f"{readable_bytes(host.memory.usable_bytes)} of usable memory, {gpus}"
     )
+
+
+def _gpu(gpu: Gpu) -> str:
+    if gpu.unusable_reason is not None:
+        return f"{gpu.name} (not usable: {gpu.unusable_reason})"
+    return gpu.name if gpu.memory_free_bytes is None else f"{gpu.name} ({readable_bytes(gpu.memory_free_bytes)} free)"
 
 
 def _model(model: Model) -> str:
@@ -149,11 +177,12 @@ def _workload(workload: Workload) -> str:
 
 
 def _timed(campaign: Campaign) -> str:
-    points = [measured.point for measured in campaign.measurements()]
+    points = [found.point for found in campaign.measurements() if found.point.device == "cpu"]
+    tried = sum(1 for outcome in campaign.outcomes if outcome.point.device == "cpu")
     kernels = Counter(f"{point.kernel} {point.format}" for point in points if point.op == "matmul")
     threads = sorted({point.threads for point in points})
     return (
-        f"{len(points)} of {len(campaign.outcomes)} points in {campaign.spent_s:.1f} s "
+        f"{len(points)} of {tried} points in {campaign.spent_s - sum(run.spent_s for run in campaign.gpus):.1f} s "
         f"({', '.join(f'{count} {name} products' for name, count in kernels.items())}, "
         f"threads {', '.join(map(str, threads))}; weights rotate through {readable_bytes(campaign.cold_bytes)})"
     )
@@ -173,6 +202,51 @@ def _noise(campaign: Campaign) -> str:
     if noise.throttled_s is not None:
         parts.append(f"throttled {noise.throttled_s:.1f} s")
     return f"{noise.label} ({', '.join(parts)})"
+
+
+def gpu_runs(result: Result) -> Lines:
+    """What was found out about each kind of GPU, or why it wasn't."""
+    return [(run.devices[0], _gpu_run(run, result.campaign)) for run in result.campaign.gpus]
+
+
+def _gpu_run(run: GpuRun, campaign: Campaign) -> str:
+    if run.failure is not None:
+        return f"not used: {run.failure}"
+    own = [found for found in campaign.measurements() if found.point.device == run.devices[0]]
+    all_points = [found for found in campaign.outcomes if found.point.device == run.devices[0]]
+    parts = [f"{len(own)} of {len(all_points)} points in {run.spent_s:.1f} s"]
+    if len(run.devices) > 1:
+        parts.append(f"the same for {', '.join(run.devices[1:])}")
+    if run.free_bytes is not None:
+        parts.append(
+            f"{readable_bytes(run.free_bytes)} free, of which a context takes {readable_bytes(run.context_bytes)}"
+        )
+    if run.noise is not None and run.noise.median_relative_interval is not None:
+        parts.append(f"median interval ±{run.noise.median_relative_interval:.1%}")
+    if run.clocks is not None and run.clocks.lowest_sm_hz and run.clocks.highest_sm_hz:
+        parts.append(f"clock {run.clocks.lowest_sm_hz / 1e6:.0f} to {run.clocks.highest_sm_hz / 1e6:.0f} MHz")
+    slower = eager_slowdown(own)
+    if slower is not None:
+        parts.append(f"predictions are of CUDA graphs; products of one token launched one by one take {slower:.1f}x")
+    return "; ".join(parts)
+
+
+def eager_slowdown(measurements: Sequence[Measurement]) -> float | None:
+    """How many times as long products of one token take that aren't replayed from a graph; None: not timed."""
+    times: dict[str | None, dict[Point, float]] = {"graph": {}, "eager": {}}
+    for found in measurements:
+        if found.point.op == "matmul" and found.point.m == 1 and found.point.launch in times:
+            times[found.point.launch][replace(found.point, launch=None)] = found.median_s
+    both = [point for point in times["eager"] if point in times["graph"]]
+    return median([times["eager"][point] / times["graph"][point] for point in both]) if both else None
+
+
+def _held_out_label(report: CostModelReport) -> str:
+    return "held-out error" if report.device == "cpu" else f"  on {report.device}"
+
+
+def _held_outs(report: CostModelReport) -> str:
+    return "; ".join(map(_held_out, report.held_out))
 
 
 def _held_out(error: HeldOut) -> str:
@@ -206,10 +280,10 @@ def _speedup(speedup: float | None) -> str:
 
 
 def _duration(time_s: float) -> str:
-    return f"{_number(time_s)} s" if time_s >= 1 else f"{_number(time_s * 1e3)} ms"
+    return f"{three_digits(time_s)} s" if time_s >= 1 else f"{three_digits(time_s * 1e3)} ms"
 
 
-def _number(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits, and no exponent for large numbers."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 

@@ -24,9 +24,14 @@ from autotune.records import (
     Failure,
     Figures,
     Fingerprint,
+    Gpu,
+    GpuClocks,
+    GpuRun,
     Gpus,
     HeldOut,
     Host,
+    Hybrid,
+    HybridSplit,
     Kernel,
     Layer,
     Limits,
@@ -40,6 +45,7 @@ from autotune.records import (
     SearchReport,
     Site,
     SiteKernels,
+    SplitFigures,
     Study,
     Tier,
     Versions,
@@ -265,3 +271,50 @@ def build_result(
         kernels=(SiteKernels("I2_S", 256, 256, {"1": "numpy", "2": "numpy"}, {"1": "numpy", "2": "numpy"}),),
     )
     return replace(result, **overrides)
+
+
+def build_gpu_result(**overrides: Any) -> Result:
+    """A synthetic result of a host with a GPU, over which the layers are split."""
+    gpu = Gpu(0, "Synthetic GPU", "GPU-1", 8 * 2**30, 7 * 2**30, (8, 9), mig=False, unusable_reason=None)
+    result = build_result(host=build_host(gpus=Gpus((gpu,), driver_version="580.65", absent_reason=None)))
+    chosen = build_candidate(tokens_per_s=400.0)
+    split = replace(chosen.configuration, device_layers={"cpu": 1, "cuda:0": 1}, head_device="cuda:0")
+    on_gpu = replace(chosen.predicted.memory[0], device="cuda:0", available_bytes=6 * 2**30)
+    chosen = Candidate(split, replace(chosen.predicted, memory=(*chosen.predicted.memory, on_gpu)))
+    product = Point("matmul", "cuda:0", "triton", 1, 1, "I2_S", 768, 256, launch="graph")
+    timed = tuple(
+        Measurement(replace(product, launch=launch), (time_s,) * 8, 64, "converged")
+        for launch, time_s in (("graph", 4e-6), ("eager", 1e-5))
+    )
+    run = GpuRun(
+        devices=("cuda:0",),
+        failure=None,
+        noise=result.campaign.noise,
+        spent_s=0.5,
+        cold_bytes=128 * 2**20,
+        context_bytes=400_000_000,
+        host_bytes=1_500_000_000,
+        free_bytes=7 * 2**30,
+        l2_bytes=32 * 2**20,
+        multiprocessors=46,
+        clocks=GpuClocks(2.1e9, 2.5e9, 9e9, ("sw_power_cap",), 0.0),
+        libraries={"torch": "2.13.0"},
+    )
+    curve = (
+        SplitFigures(0, build_candidate().configuration, 200.0, 0.02, None),
+        SplitFigures(1, split, 400.0, 0.01, None),
+        SplitFigures(2, None, None, None, "memory"),
+    )
+    kernels = (*result.kernels, SiteKernels("I2_S", 768, 256, {"1": "triton"}, {"1": "triton"}, "cuda:0"))
+    report = replace(result.cost_model, roofline="waves", device="cuda:0", held_out=result.cost_model.held_out[:1])
+    return replace(
+        result,
+        **{
+            "device_config": DeviceConfig(Hybrid(HybridSplit(1, 1)), 2, 0.01, 4),
+            "decision": replace(result.decision, chosen=chosen, split_curve=curve),
+            "campaign": replace(result.campaign, outcomes=(*result.campaign.outcomes, *timed), gpus=(run,)),
+            "kernels": kernels,
+            "gpu_cost_models": (report,),
+            **overrides,
+        },
+    )

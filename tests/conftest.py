@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def compiled() -> None:
     """All kernels that a model in the usual formats needs are compiled: the budgets of tests are shorter than that."""
     host = detect()
-    kernels = choose_kernels(find_kernels(host.cpu), ("I2_S", "I2_S_ARM", "F16"), None)
+    kernels = choose_kernels(find_kernels(host), ("I2_S", "I2_S_ARM", "F16"), None)
     model, arena = build_model(), Arena(65 << 20)
     tasks = plan((model,), host, build_workload(), kernels, quick=True)
     for count in sorted({task.point.threads for task in tasks}):

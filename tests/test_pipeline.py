@@ -31,7 +31,7 @@ from autotune.errors import (
 )
 from autotune.host import detect
 from autotune.options import Options
-from autotune.records import Campaign, Decision, Failure, Gpu, Gpus, Host, Kernel, Point, Result
+from autotune.records import Campaign, Decision, Failure, GpuRun, Kernel, Point, Result
 from autotune.search.variants import format_of
 from autotune.store import cache, paths
 from autotune.store.entry import encode, parse
@@ -290,12 +290,14 @@ def test_points_that_were_not_timed_are_noted(measured: Result) -> None:
 
 
 def test_gpus_that_were_not_timed_are_noted(measured: Result) -> None:
-    """Those that can be used: the others give their reason elsewhere."""
-    usable = Gpu(0, "Synthetic GPU", None, None, None, None, mig=False, unusable_reason=None)
-    broken = replace(usable, name="Broken GPU", unusable_reason="fell off the bus")
-    host: Host = replace(measured.host, gpus=Gpus((usable, broken), driver_version="580", absent_reason=None))
-    warnings = pipeline.conclude_again(measured, measured.workload, host).warnings
-    assert [line for line in warnings if "GPU" in line] == ["GPUs are listed but not timed yet: Synthetic GPU"]
+    """With the reason; the decision is about the CPU."""
+    run = GpuRun(devices=("cuda:0",), failure="the driver is too old for torch")
+    campaign = replace(measured.campaign, gpus=(run,))
+    result = pipeline.conclude_again(replace(measured, campaign=campaign), measured.workload, measured.host)
+    assert [line for line in result.warnings if "cuda:0" in line] == [
+        "no layer is put on cuda:0: the driver is too old for torch"
+    ]
+    assert (result.device_config.strategy, result.device_config.gpu_memory_fraction) == ("CpuOnly", None)
 
 
 def test_unknown_noise_counts_as_five_percent(measured: Result) -> None:
@@ -526,7 +528,7 @@ FOUND = (
 @pytest.fixture
 def numpy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that runs numpy's kernels and no others."""
-    monkeypatch.setattr(pipeline, "find_kernels", lambda cpu: FOUND)
+    monkeypatch.setattr(pipeline, "find_kernels", lambda host: FOUND)
 
 
 @pytest.fixture(scope="module")

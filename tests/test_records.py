@@ -16,8 +16,6 @@ from autotune import records
 from autotune.records import (
     DeviceConfig,
     FormatCandidate,
-    Gpu,
-    Gpus,
     Hybrid,
     HybridSplit,
     Measurement,
@@ -26,7 +24,7 @@ from autotune.records import (
     Record,
     relative_median_interval,
 )
-from tests.builders import build_candidate, build_host, build_result
+from tests.builders import build_candidate, build_gpu_result, build_result
 
 POINT = Point(op="matmul", device="cpu", kernel="numpy", threads=2, m=4, format="I2_S", n_out=256, k_in=128)
 TIMES_S = st.lists(st.floats(1e-7, 1e3), min_size=1, max_size=60)
@@ -134,20 +132,7 @@ def test_a_campaign_tells_what_was_timed_from_what_was_not() -> None:
 
 def all_records() -> dict[str, Record]:
     """One instance of every record, each from a result that uses them all."""
-    gpu = Gpu(
-        index=0,
-        name="Synthetic GPU",
-        uuid=None,
-        memory_total_bytes=80 * 2**30,
-        memory_free_bytes=79 * 2**30,
-        compute_capability=(9, 0),
-        mig=False,
-        unusable_reason=None,
-    )
-    result = build_result(
-        host=build_host(gpus=Gpus(devices=(gpu,), driver_version="580.65", absent_reason=None)),
-        device_config=DeviceConfig(Hybrid(HybridSplit(1, 1)), 2, 0.5, 4),
-    )
+    result = build_gpu_result()
     other = FormatCandidate("TL2", build_candidate())
     result = replace(result, decision=replace(result.decision, other_formats=(other,)))
     found: dict[str, Record] = {}

@@ -16,6 +16,7 @@ from autotune.records import (
     Campaign,
     Configuration,
     Gpu,
+    GpuRun,
     Gpus,
     HeldOut,
     Host,
@@ -26,7 +27,15 @@ from autotune.records import (
     Study,
 )
 from autotune.summary import show, summarize
-from tests.builders import build_campaign, build_candidate, build_host, build_model, build_result, build_workload
+from tests.builders import (
+    build_campaign,
+    build_candidate,
+    build_gpu_result,
+    build_host,
+    build_model,
+    build_result,
+    build_workload,
+)
 
 
 def lines(result: Result, saved_in: str | None = None) -> dict[str, str]:
@@ -187,12 +196,40 @@ def test_the_runner_up_has_its_figures() -> None:
     )
 
 
-def test_a_split_names_every_device() -> None:
+def test_a_split_names_every_device_and_where_the_head_is() -> None:
     """In the order data flows; one layer is one layer."""
+    summary = lines(build_gpu_result())
+    assert summary["chosen"].startswith("1 layer on cpu, 1 layer on cuda:0, head on cuda:0; 2 threads for decode, ")
+    assert " on cpu (weights" in summary["  memory"]
+    assert " on cuda:0 (weights" in summary["  memory"]
+
+
+def test_threads_are_no_matter_where_the_cpu_does_nothing() -> None:
+    """The saved configuration holds them all the same."""
     chosen = build_candidate()
-    split: Configuration = replace(chosen.configuration, device_layers={"cpu": 1, "cuda:0": 29})
-    summary = lines(with_decision(chosen=replace(chosen, configuration=split)))
-    assert summary["chosen"].startswith("1 layer on cpu, 29 layers on cuda:0; ")
+    on_gpu: Configuration = replace(chosen.configuration, device_layers={"cuda:0": 30}, head_device="cuda:0")
+    summary = lines(with_decision(chosen=replace(chosen, configuration=on_gpu)))
+    assert summary["chosen"] == "30 layers on cuda:0; batch 4; prompts in chunks of 128"
+
+
+def test_a_gpu_is_summed_up_in_a_line() -> None:
+    """What was timed, its memory, noise and clocks, and what launching without graphs would cost."""
+    summary = lines(build_gpu_result())
+    assert summary["host"].endswith("Synthetic GPU (7.52 GB free)")
+    assert summary["cuda:0"] == (
+        "2 of 2 points in 0.5 s; 7.52 GB free, of which a context takes 400 MB; median interval ±1.0%; "
+        "clock 2100 to 2500 MHz; predictions are of CUDA graphs; products of one token launched one by one take 2.5x"
+    )
+    assert summary["  on cuda:0"] == "interior m 3.0% median, 8.0% p90 (4)"
+    assert summary["kernels"].endswith("; on cuda:0 I2_S triton")
+    assert summary["timed"].startswith("3 of 4 points in 1.0 s (3 numpy I2_S products, ")
+
+
+def test_a_gpu_that_was_not_timed_says_why() -> None:
+    """In one line."""
+    run = GpuRun(devices=("cuda:0", "cuda:1"), failure="torch isn't installed")
+    summary = lines(build_result(campaign=build_campaign(gpus=(run,))))
+    assert summary["cuda:0"] == "not used: torch isn't installed"
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def test_a_kernel_that_cannot_run_here_has_an_exit_code_of_its_own(
     """And one sentence with the registry's reason; nothing is measured."""
     monkeypatch.setenv("AUTOTUNE_CACHE", str(empty.cache))
     found = (*(Kernel("numpy", name, None, None) for name in ("I2_S", "F16")), Kernel("amx", "I2_S", None, "no tiles"))
-    monkeypatch.setattr(pipeline, "find_kernels", lambda cpu: found)
+    monkeypatch.setattr(pipeline, "find_kernels", lambda host: found)
     monkeypatch.setattr(pipeline.bench, "run", None)
     assert cli.main([str(empty.model), "--kernel", "amx", "--format", "I2_S"]) == 10
     assert capsys.readouterr().err == "autotune: the kernel 'amx' can't run this here: no tiles\n"
