@@ -99,3 +99,34 @@ def test_a_study_is_silent_and_leaves_optunas_log_level_alone(evaluator_for, cap
         run_study(evaluator, rank_one(evaluator), trials=12)
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == optuna.logging.INFO
+
+
+@pytest.fixture
+def split(make_model, make_costs, room_of):
+    """A space of a model split between a CPU and two GPUs of which the first can't hold it."""
+    model, devices = make_model(8), ("cpu", "cuda:0", "cuda:1")
+    costs = make_costs(8, devices=devices, threads=(1, 2))
+    room = room_of({"cpu": 2**30, "cuda:0": 3 * 2**20, "cuda:1": 2**30}, 0)
+    return build_evaluator(model, make_workload("server", model), costs, room)
+
+
+def test_a_split_space_is_searched_by_split_and_head(split):
+    """Every trial is a point of the space, and the seeds are what a person would begin with."""
+    ranking = rank_one(split)
+    start = Point(0, 0, 0, 0, 0)
+    study = run_study(split, ranking, start=start, trials=2)
+    assert study.trials == 2
+    assert study.best.device_layers in ({"cpu": 8}, {"cuda:0": 8}, {"cuda:1": 8})
+    longer = run_study(split, ranking, start=start, trials=100)
+    assert sum(longer.best.device_layers.values()) == 8
+    assert 0 <= longer.gap < study.gap
+
+
+def test_a_small_split_space_is_tried_out_whole(make_model, make_costs, room_of):
+    """With the head at either place, and without layers on GPUs."""
+    model = make_model(2)
+    costs = make_costs(2, devices=("cpu", "cuda:0"), threads=(1,), batches=(1,), chunks=(32,))
+    workload = make_workload("chat", model)
+    evaluator = build_evaluator(model, workload, costs, room_of({"cpu": 2**30, "cuda:0": 2**30}, 0))
+    study = run_study(evaluator, rank_one(evaluator), trials=64)
+    assert (study.sampler, study.trials, study.gap) == ("GridSampler", 6, 0.0)
