@@ -89,16 +89,19 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     """Decide for a recorded host, and save nothing: the answer is not this host's."""
-    from autotune.pipeline import replay
+    from autotune.pipeline import replay, request
+    from autotune.store.cache import document
     from autotune.store.recording import read
 
     for option, given in (("--force", args.force), ("--quick", args.quick), ("--budget", args.budget is not None)):
         if given:
             raise errors.UsageError(f"{option} is about timing, and --replay times nothing: leave one of them out")
     recording = read(args.replay)
-    result = replay(recording, args.model, _options(args))
+    options = _options(args)
+    result = replay(recording, args.model, options)
     if args.json:
-        _print_record(result)
+        _, raw = document(result, request(options, result))
+        _print_document(raw)
         return 0
     note = f"{args.replay} ({'synthetic' if recording.synthetic else 'recorded'}: {recording.note}); nothing was saved"
     _print_summary(result, None, replayed=note)

@@ -151,9 +151,11 @@ def _plan(
     ]
     every_kernel = dict.fromkeys(name for each in able.values() for name in each)
     attention = [
-        others(replace(attention_point(model, m, context, 1, GPU_REFERENCE), sequences=sequences))
+        others(replace(attention_point(model, m, context, 1, name), sequences=sequences))
         for m, context in attention_sizes(model, workload, chunks)
         for sequences in (_sequences(workload.max_batch) if m == 1 else (1,))
+        # With several new tokens it is torch's in any case.
+        for name in (names if m == 1 else (GPU_REFERENCE,))
     ]
     small_ops = [others(small_ops_point(model, m, 1, name)) for m in tokens for name in every_kernel]
     sizes = (_TOKEN_ID_BYTES, *(m * model.hidden_size * _FLOAT_BYTES for m in _CROSSING_TOKENS))

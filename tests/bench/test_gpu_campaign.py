@@ -38,7 +38,7 @@ def gpus(host):
     has_gpu = replace(host, gpus=Gpus((GPU,), "999.0", None))
     kernels = choose_kernels(FOUND, ("I2_S", "F16"), None)
     workload = build_workload(prompt_tokens=4, output_tokens=4, context_tokens=8, max_batch=2)
-    (planned,) = plan_gpus((build_model(max_context=64),), has_gpu, workload, kernels, quick=True)
+    (planned,) = plan_gpus((build_model(max_context=64),), has_gpu, workload, kernels)
     return (planned._replace(tasks=tuple(map(smaller, planned.tasks))),)
 
 

@@ -79,7 +79,7 @@ def main() -> int:
         replayed = runner.save(f"replay_{model}.json", "autotune", model, "--replay", str(recording), "--json")
         tuned = out / f"result_{model}.json"
         if replayed is not None and tuned.exists():
-            print(compare(model, json.loads(tuned.read_text())["result"], json.loads(replayed.read_text())), flush=True)
+            print(compare(model, *(json.loads(path.read_text())["result"] for path in (tuned, replayed))), flush=True)
     return runner.summary()
 
 

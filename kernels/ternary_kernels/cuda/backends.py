@@ -35,7 +35,7 @@ class Backend(NamedTuple):
 def get_backend(name: str) -> Backend:
     """The backend of that name.
 
-    Attention is torch's in both: it brings the flash kernels.
+    Attention of several new tokens is torch's in both: it brings the flash kernels.
 
     Raises:
         ValueError: There is none, or what it needs isn't installed; says why.
@@ -46,7 +46,8 @@ def get_backend(name: str) -> Backend:
     if name != "triton":
         raise ValueError(f"no backend {name!r} for a GPU: expected one of {', '.join(BACKENDS)}")
     try:
+        from ternary_kernels.cuda.triton_attention import TritonAttention
         from ternary_kernels.cuda.triton_layer import TritonQuantizer, TritonSmallOps
     except ImportError as error:
         raise ValueError(f"backend 'triton' can't be used here: {error}") from error
-    return plain._replace(name=name, small_ops=TritonSmallOps, quantizer=TritonQuantizer)
+    return Backend(name, TritonAttention, TritonSmallOps, TritonQuantizer)

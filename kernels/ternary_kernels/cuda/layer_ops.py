@@ -78,6 +78,16 @@ class Attention:
             ValueError: A shape, dtype or device differs, or a tensor isn't contiguous; names what was expected and
                 what came.
         """
+        self._check(query, keys, values, out)
+        self._attend(query, keys, values, out)
+        return out
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        by_head = query.to(torch.float16).transpose(1, 2)
+        mixed = functional.scaled_dot_product_attention(by_head, keys, values, self._unseen, enable_gqa=True)
+        out.copy_(mixed.transpose(1, 2))
+
+    def _check(self, query: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
         single, half = torch.float32, torch.float16
         for name, tensor, shape, dtypes in (
             ("query", query, self.shape, (single, half)),
@@ -93,9 +103,6 @@ class Attention:
                     f"attention {name}: expected {wanted} of shape {shape} on {self.device}, "
                     f"got {order}{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
                 )
-        by_head = query.to(half).transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(by_head, keys, values, self._unseen, enable_gqa=True)
-        return out.copy_(mixed.transpose(1, 2))
 
 
 class Inputs(NamedTuple):

@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ternary_kernels.cuda import layer_kernels
+from ternary_kernels.cuda import attention_kernels, layer_kernels
 from ternary_kernels.cuda.float_gemm import half_gemm
 from ternary_kernels.cuda.float_gemv import half_gemv
 from ternary_kernels.cuda.gemm import two_bit_gemm
@@ -30,9 +30,27 @@ from ternary_kernels.cuda.triton_products import (
 H100 = 132
 """Multiprocessors."""
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-TYPES = {"values": "*i8", "sums": "*i32", "codes": "*u8", "shared_sums": "*i32", "arrivals": "*i32", "weights": "*fp16"}
-SIZES = {"n_out": 2560, "k_in": 2560, "words": 160, "row_bytes": 640, "share_bytes": 256, "columns": 2560}
-ODD = {"m": "i32", "heads": "i32", "kv_heads": "i32", "half": "i32", "epsilon": "fp32"}
+TYPES = {"sums": "*i32", "codes": "*u8", "shared_sums": "*i32", "arrivals": "*i32", "weights": "*fp16", "keys": "*fp16"}
+SIZES = {
+    "n_out": 2560,
+    "k_in": 2560,
+    "words": 160,
+    "row_bytes": 640,
+    "share_bytes": 256,
+    "columns": 2560,
+    "head_dim": 128,
+    "share": 128,
+}
+ODD = {
+    "m": "i32",
+    "heads": "i32",
+    "kv_heads": "i32",
+    "half": "i32",
+    "epsilon": "fp32",
+    "factor": "fp32",
+    "tokens": "i32",
+    "shares": "i32",
+}
 
 
 def cases():
@@ -76,6 +94,10 @@ def layer_cases():
     yield "norm", layer_kernels.norm_quantize_kernel, block | {"ADD": True}, 8
     for activation in ("silu", "relu2", "gelu"):
         yield activation, layer_kernels.gate_norm_quantize_kernel, {"BLOCK": 16384, "ACTIVATION": activation}, 32
+    shape = {"GROUP": 4, "ROWS": 16, "DIM": 128, "BLOCK": 64}
+    for shared in (False, True):
+        yield f"attend {shared}", attention_kernels.attend_kernel, shape | {"SHARED": shared}, 4
+    yield "join", attention_kernels.join_kernel, {"SHARES": 64, "DIM": 128}, 4
     yield "rotate", layer_kernels.rotate_kernel, {"BLOCK": 64}, 1
 
 
@@ -89,7 +111,8 @@ def compiled(kernel, constants, warps, kind, capability):
         elif name in ODD:
             signature[name] = ODD[name]
         else:  # what torch allocates, and the sizes of real models, are multiples of 16
-            signature[name] = "i32" if name in SIZES else f"*{kind}" if name == "x" else TYPES.get(name, "*fp32")
+            known = TYPES | {"x": f"*{kind}", "values": "*fp16" if "keys" in names else "*i8"}
+            signature[name] = "i32" if name in SIZES else known.get(name, "*fp32")
             attributes[index,] = [["tt.divisibility", 16]]
     by_index = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=by_index, attrs=attributes)
