@@ -36,7 +36,7 @@ COLUMNS = (
     "TPOT ms",
     "over CPU only",
     "over GPU only",
-    "first reason",
+    "why",
 )
 
 
@@ -51,14 +51,17 @@ def row(host: str, result: Result) -> tuple[str, ...]:
         strategy if isinstance(strategy, str) else "Hybrid",
         ", ".join(f"{device} {layers}" for device, layers in chosen.device_layers.items()),
         chosen.head_device,
-        f"{chosen.decode_threads}/{chosen.prefill_threads}",
+        f"{chosen.decode_threads}/{chosen.prefill_threads}"
+        if "cpu" in (*chosen.device_layers, chosen.head_device)
+        else "-",
         str(chosen.batch_size),
         str(chosen.prefill_chunk),
         f"{predicted.tokens_per_s:.3g}",
         f"{predicted.tpot_s * 1e3:.3g}",
         over(result, curve[0]) if curve else "-",
         over(result, curve[-1]) if curve else "-",
-        result.decision.reasons[0],
+        # On a host with GPUs the sentence on where the layers are says most.
+        next((reason for reason in result.decision.reasons if "layers" in reason), result.decision.reasons[0]),
     )
 
 
@@ -82,7 +85,7 @@ def rows(name: str, recorded: Recording) -> Iterator[tuple[str, ...]]:
                 break  # it was recorded with other models
             except AutotuneError as error:
                 empty = [""] * (len(COLUMNS) - 5)
-                yield label, Path(model).stem, workload, "none", *empty, str(error)
+                yield label, Path(model).name.removesuffix(".json"), workload, "none", *empty, str(error)
 
 
 def main() -> None:

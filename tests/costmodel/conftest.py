@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from autotune.records import Campaign, Configuration, Layer
+from autotune.store import recording
 from tests.builders import build_model
 from tests.costmodel.synthetic import HEAD, LARGE, LONG, SMALL, WIDE
 
@@ -41,4 +41,5 @@ def configuration():
 @pytest.fixture(scope="session", params=["numpy", "native"])
 def recorded(request) -> Campaign:
     """Recorded on a real host, see tests/hosts/README.md."""
-    return msgspec.json.decode((HOSTS / f"xeon-2-threads-{request.param}.json").read_bytes(), type=Campaign)
+    (campaign,) = recording.read(HOSTS / f"xeon-2-threads-{request.param}.json").campaigns
+    return campaign

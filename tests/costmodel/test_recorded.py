@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -13,6 +12,7 @@ from autotune.costmodel.model import CostModel
 from autotune.costmodel.roofline import Product
 from autotune.model.analyse import analyse
 from autotune.records import Campaign, Configuration, Model
+from autotune.store import recording
 from tests.builders import build_workload
 from tests.costmodel.conftest import HOSTS
 
@@ -85,7 +85,7 @@ def test_a_timed_range_of_the_search_needs_no_caveat(cost_model, model):
 
 def test_each_point_of_the_fast_kernels_is_of_the_one_that_was_faster(model):
     """Vector instructions for few tokens, tiles for many; never the reference."""
-    campaign = msgspec.json.decode((HOSTS / "xeon-2-threads-native.json").read_bytes(), type=Campaign)
+    (campaign,) = recording.read(HOSTS / "xeon-2-threads-native.json").campaigns
     configuration = Configuration({"cpu": 30}, "cpu", 2, 2, batch_size=8, prefill_chunk=512)
     for site in fastest_kernels(campaign, model, configuration):
         assert set(site.decode.values()) == {"native"}
