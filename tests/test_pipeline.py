@@ -40,7 +40,7 @@ from tests.builders import build_model
 from tests.cli.shop import SMALL
 
 ROOT = Path(__file__).parents[1]
-BUDGET_S = 2.0
+BUDGET_S = 4.0
 
 
 @pytest.fixture(scope="module")

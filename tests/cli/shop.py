@@ -39,7 +39,7 @@ HUGE = {
     "num_attention_heads": 512,
     "num_key_value_heads": 512,
 }
-BUDGET = ("--budget", "1.5")
+BUDGET = ("--budget", "2.5")
 HEAVY = {"numpy", "torch", "optuna", "pandas", "msgspec", "gguf", "psutil", "rich", "archspec", "pynvml", "filelock"}
 
 

@@ -35,7 +35,7 @@ def test_tuning_from_cold_prints_one_document(tuned: tuple[Path, Answer]) -> Non
     assert result.workload.name == "server"
     assert result.model.name == "small"
     assert result.campaign.measurements()
-    assert result.campaign.budget_s == 2
+    assert result.campaign.budget_s == 4
     assert [error.left_out for error in result.cost_model.held_out] == ["interior m", "site", "thread count"]
     assert result.decision.search.study is not None
 
@@ -67,7 +67,7 @@ def test_the_document_is_saved_as_it_is_printed(tuned: tuple[Path, Answer]) -> N
 def test_the_same_command_again_answers_from_the_cache(shop: Shop, tuned: tuple[Path, Answer]) -> None:
     """Byte for byte, without a word, and without touching the cache."""
     before = shop.state()
-    assert shop.run("small.json", "--budget", "2", "--json") == Answer(0, tuned[1].out, "")
+    assert shop.run("small.json", "--budget", "4", "--json") == Answer(0, tuned[1].out, "")
     assert shop.state() == before
 
 
@@ -108,9 +108,9 @@ def test_force_measures_again(shop: Shop, tuned: tuple[Path, Answer]) -> None:
 
 def test_a_longer_budget_measures_again(shop: Shop, tuned: tuple[Path, Answer]) -> None:
     """Who allows more time wants better measurements."""
-    answer = shop.run("small.json", "--budget", "2.2", "--json")
+    answer = shop.run("small.json", "--budget", "4.2", "--json")
     assert answer.code == 0
-    assert answer.result.campaign.budget_s == 2.2
+    assert answer.result.campaign.budget_s == 4.2
     assert answer.result.campaign.outcomes != tuned[1].result.campaign.outcomes
 
 

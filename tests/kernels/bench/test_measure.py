@@ -71,7 +71,7 @@ def kernel():
         del KERNELS[name]
 
 
-def run(cases, seconds=0.15, ggml=None, arena=None):
+def run(cases, seconds=0.4, ggml=None, arena=None):
     counts = sorted({each.threads for each in cases})
     with Bench(arena or Arena(ARENA_BYTES), CPUS, counts, ceilings.load(), ggml) as bench:
         return bench.run(cases, seconds)
