@@ -29,11 +29,13 @@ from ternary_kernels.cuda.product import get_product
 _UNKNOWN_L2_BYTES = 64 << 20
 """More than most GPUs' L2 cache, where torch doesn't tell it."""
 
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
-"""In words, as not every part of torch raises its own error; the second are those of its CPU allocator."""
-_LOST = re.compile(r"CUDA error|Triton Error \[CUDA\]")
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
+"""In words, as not every part of torch raises its own error; the second are those of its CPU allocator, the third those
+of the libraries that it calls."""
+_LOST = re.compile(r"CUDA error: (?!CUBLAS_STATUS|no kernel image|invalid configuration)|Triton Error \[CUDA\]")
 """After most of these all that a process does with its GPU fails. Source: CUDA Runtime API, for example
-cudaErrorLaunchFailure: "the process must be terminated and relaunched"."""
+cudaErrorLaunchFailure: "the process must be terminated and relaunched". The exceptions say that a library has no kernel
+for this GPU or for what it was asked: then others still run, unless the GPU doesn't answer any more."""
 
 
 class GpuRig:
@@ -83,9 +85,12 @@ class GpuRig:
             raise DeviceUnusableError(f"torch {torch.__version__} is built without CUDA: it needs a build with it")
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
+            # cuDNN's attention, torch's first choice on some GPUs, is planned anew for every shape, which takes longer
+            # than timing it; and on one GPU all contexts are to be timed with the same kernel.
+            torch.backends.cuda.enable_cudnn_sdp(False)
             torch.ones(1, device=self._device).add_(1)
             torch.cuda.synchronize()
-        except RuntimeError as error:
+        except Exception as error:  # torch wraps what goes wrong at its start in errors of several kinds
             raise DeviceUnusableError(f"torch {torch.__version__} can't use it: {_sentence(error)}") from error
 
     def __exit__(
@@ -95,7 +100,8 @@ class GpuRig:
 
     def check(self, tasks: Sequence[Task], skip: Collection[int]) -> set[int]:
         """Check kernels against the oracle."""
-        failed = GpuChecker(self._device, self.failure_of, self._send).check(tasks, skip)
+        threads = max(len(self._job.cpus), 1)
+        failed = GpuChecker(self._device, threads, self.failure_of, self._send).check(tasks, skip)
         self._out = failed | set(skip)
         return failed
 

@@ -20,10 +20,15 @@ from ternary_kernels.cuda.product import get_product
 
 _FEWEST_REPEATS = 8
 _MOST_REPEATS = 512
-"""Calls in a graph: enough that launching it doesn't count, and no more than can be recorded in milliseconds."""
+"""Calls in a graph: no more than can be recorded in milliseconds."""
 
+_SHORTEST_REPLAY_S = 2e-4
+"""From the end of one graph to the start of the next some 2 us pass: a hundredth of this."""
 _LONGEST_REPLAY_S = 0.01
 """A graph of long calls holds fewer: they are bound by computing, and sampling must go round."""
+
+_HEAD_START_CYCLES = 1_000_000
+"""Half a millisecond, which is longer than launching any call takes."""
 
 _ARITHMETIC: dict[str, Arithmetic] = {"I8": "int8", "F16": "float16"}
 
@@ -89,10 +94,13 @@ class GpuSubjects:
             torch.cuda.synchronize()
             return Subject(call, 1, event_stopwatch)
         call()
-        longest = int(_LONGEST_REPLAY_S / max(event_stopwatch(call, 1), 1e-6))
+        # The GPU is kept busy until all of the call is launched: it would wait for that longer than it works.
+        torch.cuda._sleep(_HEAD_START_CYCLES)  # type: ignore[no-untyped-call]
+        call_s = max(event_stopwatch(call, 1), 1e-6)
         # Each replay reads the same windows, so between two reads of one the graph must have read all that cache holds.
         cold = math.ceil(self._cold_bytes / window_bytes) if window_bytes else 0
-        repeats = min(max(cold, _FEWEST_REPEATS), max(longest, 1), _MOST_REPEATS)
+        fewest = max(cold, _FEWEST_REPEATS, round(_SHORTEST_REPLAY_S / call_s))
+        repeats = min(fewest, max(int(_LONGEST_REPLAY_S / call_s), 1), _MOST_REPEATS)
         return Subject(capture(call, repeats, self._device), repeats, event_stopwatch)
 
     def _matmul(self, task: Task) -> tuple[Call, int]:

@@ -91,8 +91,7 @@ class BaseChecker(ABC):
         failed = set()
         for index, task in products:
             point = task.point
-            # Products that differ in nothing else run the same check.
-            key = point.kernel, point.format, point.k_in, min(point.m, self.max_tokens), point.threads
+            key = point.kernel, point.format, point.threads, *self._same_check(task)
             if key not in faults:
                 faults[key] = self._fault(task, tuple(at_stake[point.kernel, point.format]))
             fault = faults[key]
@@ -108,20 +107,24 @@ class BaseChecker(ABC):
         try:
             example = self._example(get_format(point.format), point.k_in)
             self._send(Started(at_stake, None, compiles=True))
-            multiply = self._build(point, example, m)
+            is_right = self._build(task, example, m)
             self._send(Started(at_stake, None))
-            if example.agrees(multiply(), self._rounding(point.k_in)):
+            if is_right():
                 return None
         except Exception as error:
             return self._failure_of(error)
         where = f"{point.kernel} {point.format} k_in={point.k_in} m={m}, {self._on(point)}"
         return "wrong_result", f"{where}: differs from the oracle"
 
-    @abstractmethod
-    def _build(self, point: Point, example: Example, m: int) -> Callable[[], NDArray[np.float32]]:
-        """What multiplies the example's matrix with its first m tokens and returns the result, NaN where it wrote none.
+    def _same_check(self, task: Task) -> tuple[int, ...]:
+        """Sizes by which checks differ: products of one kernel and format that agree in them run the same one."""
+        return task.point.k_in, min(task.point.m, self.max_tokens)
 
-        Code is compiled now, not when it is called.
+    @abstractmethod
+    def _build(self, task: Task, example: Example, m: int) -> Callable[[], bool]:
+        """What multiplies the example's matrix with its first m tokens and tells whether the result is right.
+
+        What it didn't write is NaN, and so wrong. Code is compiled now, not when it is called.
         """
 
     def _rounding(self, k_in: int) -> float:
@@ -179,14 +182,16 @@ class Checker(BaseChecker):
         super().__init__(send)
         self._teams = teams
 
-    def _build(self, point: Point, example: Example, m: int) -> Callable[[], NDArray[np.float32]]:
+    def _build(self, task: Task, example: Example, m: int) -> Callable[[], bool]:
+        point = task.point
         kernel = get_kernel(point.kernel, point.format)
         product = kernel(point.format, example.rows, point.k_in, m, self._teams[point.threads])
 
-        def multiply() -> NDArray[np.float32]:
-            return product(example.tokens(m), example.data, np.full((m, example.rows), np.nan, np.float32))
+        def is_right() -> bool:
+            out = np.full((m, example.rows), np.nan, np.float32)
+            return example.agrees(product(example.tokens(m), example.data, out), self._rounding(point.k_in))
 
-        return multiply
+        return is_right
 
     def _on(self, point: Point) -> str:
         return f"{point.threads} threads"

@@ -56,9 +56,13 @@ def bound_by(models: Mapping[str, DeviceModel], model: Model, workload: Workload
     verdict = f"{slowest.verdict}, on {slowest.device}"
     if handing_over_s > spent_s[slowest.device]:
         verdict = "handing activations over between devices"
+    alike: dict[str, list[str]] = {}
+    for share in shares:
+        text = f"{share.uses}, time there goes to {_places(share.spent_s, spent_s[share.device])}"
+        alike.setdefault(text, []).append(share.device)
     uses = "; ".join(
-        f"{share.device} uses {share.uses}, its time goes to {_places(share.spent_s, spent_s[share.device])}"
-        for share in shares
+        f"{' and '.join(devices)} {'uses' if len(devices) == 1 else 'each use'} {text}"
+        for text, devices in alike.items()
     )
     spent_s["handing over"] = handing_over_s
     return f"{verdict}: a decode step's time goes to {_places(spent_s, total_s)}; {uses}"

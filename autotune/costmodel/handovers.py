@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 from autotune.costmodel.fitting import fit_line
 from autotune.costmodel.passes import Passes
 from autotune.costmodel.points import fastest
+from autotune.model.memory import ACTIVATION_BYTES, TOKEN_ID_BYTES
 from autotune.records import Campaign
 
 Floats = NDArray[np.float64]
-
-
-_ACTIVATION_BYTES = 4
-_TOKEN_ID_BYTES = 8
 
 
 class HandoverCosts(NamedTuple):
@@ -57,12 +54,12 @@ class Handovers:
 
     def costs(self, hidden_size: int, passes: Passes) -> HandoverCosts:
         """What a model's steps pay; nothing where no handover was timed."""
-        activations_s = self._half_s(passes.tokens * hidden_size * _ACTIVATION_BYTES)
+        activations_s = self._half_s(passes.tokens * hidden_size * ACTIVATION_BYTES)
         return HandoverCosts(
             decode_crossing_s=activations_s[passes.per_batch],
             prefill_crossing_s=activations_s @ passes.per_prompt,
             decode_token_s=activations_s[passes.one],
-            prefill_token_s=self._half_s(passes.tokens * _TOKEN_ID_BYTES) @ passes.per_prompt,
+            prefill_token_s=self._half_s(passes.tokens * TOKEN_ID_BYTES) @ passes.per_prompt,
         )
 
     def _half_s(self, size_bytes: Floats) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.costmodel.placement import parts
-from autotune.costmodel.points import timed_devices
+from autotune.costmodel.points import counted, timed_devices
 from autotune.costmodel.roofline import Product
 from autotune.records import Campaign, Configuration, Model, SiteKernels
 
@@ -31,12 +31,11 @@ def fastest_kernels(campaign: Campaign, model: Model, configuration: Configurati
 
 def _fastest(campaign: Campaign, device: str) -> _Fastest:
     best: dict[tuple[Product, int, int], tuple[float, str]] = {}
-    for found in campaign.measurements():
+    for found in counted(campaign, "matmul", device):
         point = found.point
-        if point.op == "matmul" and point.device == device:
-            key = Product(point.format, point.n_out, point.k_in), point.threads, point.m
-            timed = found.median_s, point.kernel
-            best[key] = min(timed, best.get(key, timed))
+        key = Product(point.format, point.n_out, point.k_in), point.threads, point.m
+        timed = found.median_s, point.kernel
+        best[key] = min(timed, best.get(key, timed))
     fastest: _Fastest = {}
     for (product, threads, m), (_, kernel) in sorted(best.items()):
         fastest.setdefault(product, {}).setdefault(threads, {})[m] = kernel

@@ -70,9 +70,8 @@ class Ceilings:
         reads, peaks = fastest(campaign, "read", device), fastest(campaign, "peak", device)
         for name, found in (("read bandwidth", reads), ("arithmetic", peaks)):
             if not found:
-                raise BenchmarkError(
-                    f"the {name} of {device} was not measured: expected it at one thread count or more"
-                )
+                expected = "expected it at one thread count or more" if device == "cpu" else "expected one point of it"
+                raise BenchmarkError(f"the {name} of {device} was not measured: {expected}")
         self.read_bytes_per_s = {p.threads: p.k_in / time_s for p, time_s in reads.items()}
         self.operations_per_s = {
             p.threads: 2 * p.m * p.n_out * p.k_in * p.threads / time_s for p, time_s in peaks.items()

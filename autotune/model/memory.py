@@ -22,7 +22,9 @@ from ternary_kernels.formats import FORMATS, get_format
 
 Count = TypeVar("Count", int, NDArray[np.int64])
 
-_FLOAT_BYTES = 4  # activations are float32 between the products
+ACTIVATION_BYTES = 4
+"""An element of the activations between the products: float32."""
+TOKEN_ID_BYTES = 8
 _VOCABULARY_BYTES_PER_TOKEN = 65
 """A GGUF file's tokenizer, per entry: the token's text, score and type, and for BPE the merges.
 
@@ -119,14 +121,14 @@ def activation_bytes(
         layers: Whether the device has layers; without, rows are only handed on.
         head: Whether it has the head, and so the logits.
     """
-    row_bytes = _FLOAT_BYTES * model.hidden_size
+    row_bytes = ACTIVATION_BYTES * model.hidden_size
     if layers:
         heads, kv_heads, head_dim = model.attention.heads, model.attention.kv_heads, model.attention.head_dim
-        attention = _FLOAT_BYTES * (2 * (heads + kv_heads) * head_dim + heads * context)
-        feed_forward = _FLOAT_BYTES * 2 * model.intermediate_size
+        attention = ACTIVATION_BYTES * (2 * (heads + kv_heads) * head_dim + heads * context)
+        feed_forward = ACTIVATION_BYTES * 2 * model.intermediate_size
         int8_input = max(site.k_in for layer in dict.fromkeys(model.layers) for site in layer.sites)
-        row_bytes += _FLOAT_BYTES * model.hidden_size + int8_input + max(attention, feed_forward)
-    logits_bytes = _FLOAT_BYTES * model.vocab_size if head else 0
+        row_bytes += ACTIVATION_BYTES * model.hidden_size + int8_input + max(attention, feed_forward)
+    logits_bytes = ACTIVATION_BYTES * model.vocab_size if head else 0
     return rows * row_bytes + sequences * logits_bytes
 
 
@@ -221,10 +223,13 @@ def what_would_fit(model: Model, workload: Workload, room: Room, *, prefill_chun
     }
     needed = readable_bytes(sum(parts.values()))
     shares = ", ".join(f"{part} {readable_bytes(size)}" for part, size in parts.items())
-    if len(room.available_bytes) > 1 and (stored := model_bytes(on_gpu(model))) != parts["model"]:
+    gpus = len(room.available_bytes) > 1
+    if gpus and (stored := model_bytes(on_gpu(model))) != parts["model"]:
         shares += f"; on a GPU the model takes {readable_bytes(stored)}"
     usable = {device: max(0, size - room.overhead_bytes[device]) for device, size in room.available_bytes.items()}
     free = " and ".join(f"{readable_bytes(size)} on {device}" for device, size in usable.items())
+    if gpus and (driving := room.overhead_on("cpu", gpus=True) - room.overhead_bytes["cpu"]):
+        free += f", where driving a GPU takes another {readable_bytes(driving)} on cpu"
     return (
         f"{model.name} needs {needed} for one sequence of {context:,} tokens "
         f"({shares}), but beside the runtime itself there is room for {free}: "

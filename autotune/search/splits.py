@@ -71,7 +71,7 @@ def _strategy(contest: Contest, chosen: Point) -> str:
     parts = [f"all on the CPU {_would(contest, chosen, space.gpu_layers == 0)}"]
     if not all_layers[chosen.placement]:
         parts.append(f"all on {_gpus(space)} {_would(contest, chosen, all_layers & (space.heads > 0))}")
-    return _sentence(f"{_placed(space, chosen, verb=' are')}: {' and '.join(parts)}")
+    return _sentence(f"{_placed(space, chosen, verb=True)}: {' and '.join(parts)}")
 
 
 def _gpu_layers(contest: Contest, chosen: Point) -> str:
@@ -128,8 +128,8 @@ def _compared(contest: Contest, other: Point, chosen: Point) -> str:
     return compared(at(other).costs[0], at(chosen).costs[0])
 
 
-def _placed(space: Space, point: Point, verb: str = "") -> str:
-    """``5 of 8 layers and the head on cuda:0``, with a verb before the place."""
+def _placed(space: Space, point: Point, *, verb: bool = False) -> str:
+    """``5 of 8 layers and the head on cuda:0``, or with a verb ``1 of 8 layers is on cuda:0``."""
     on_gpus = {
         device: int(count)
         for device, count in zip(space.devices[1:], space.layers[point.placement, 1:], strict=True)
@@ -137,12 +137,17 @@ def _placed(space: Space, point: Point, verb: str = "") -> str:
     }
     total = int(space.layers[0, 0])
     count = sum(on_gpus.values())
-    layers = f"all {total} layers" if count == total else f"{count} of {total} layers"
+    layers = f"{count} of {total} layers"
+    if count == total:
+        layers = f"all {total} layers" if total > 1 else "the only layer"
     head = " and the head" if space.heads[point.placement] else ""
+    are = ""
+    if verb:
+        are = " are" if head or count > 1 else " is"
     if len(on_gpus) == 1:
-        return f"{layers}{head}{verb} on {next(iter(on_gpus))}"
+        return f"{layers}{head}{are} on {next(iter(on_gpus))}"
     shares = ", ".join(f"{count} on {device}" for device, count in on_gpus.items())
-    return f"{layers}{head}{verb} on GPUs ({shares})"
+    return f"{layers}{head}{are} on GPUs ({shares})"
 
 
 def _gpus(space: Space) -> str:

@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from typing import Final, Literal
 
 import msgspec
 
 from autotune.errors import StoreError
-from autotune.records import Campaign, Host, Record
+from autotune.model.sites import holds
+from autotune.records import Campaign, Host, Measurement, Record
+from autotune.records.measurement import Op
 from autotune.store.cache import read_file
 from autotune.store.entry import BadEntry
 from autotune.store.files import replace_file
+from ternary_kernels.formats import FORMATS
 
 FORMAT: Final = "bitnet-autotune recording"
 
 VERSION: Final = 1
 # Version history.
 # 1: the first.
+
+_PLAUSIBLE_S = (1e-12, 1e6)
+"""Seconds that a call may take: what lies outside is no time, and squares of it no number."""
+
+_SIZES: dict[Op, tuple[str, ...]] = {
+    "matmul": ("m", "n_out", "k_in"),
+    "attention": ("m",),
+    "layer_ops": ("m",),
+    "read": ("k_in",),
+    "peak": ("m", "n_out", "k_in"),
+    "upload": ("k_in",),
+    "download": ("k_in",),
+    "handover": ("k_in",),
+}
+"""Fields of a point that can't be 0 for an operation."""
 
 _BEGINNING = b'{"format":"bitnet-autotune recording",'
 
@@ -81,8 +100,8 @@ def read(path: str | os.PathLike[str]) -> Recording:
     """Read a recording.
 
     Raises:
-        StoreError: There is no such file, it can't be read, is cut short, holds something else, or a newer autotune
-            wrote it.
+        StoreError: There is no such file, it can't be read, is cut short, holds something else or times that can't
+            be, or a newer autotune wrote it.
     """
     name = os.fspath(path)
     try:
@@ -98,7 +117,7 @@ def _decode(raw: bytes) -> Recording:
         head = msgspec.json.decode(raw, type=_Head)
     except msgspec.MsgspecError as error:
         if raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw):
-            raise BadEntry("torn", f"is cut short or damaged, in {len(raw)} bytes") from error
+            raise BadEntry("torn", f"is cut short or damaged: {error}") from error
         raise BadEntry("format", "is something else: no JSON object with a format and a version") from error
     if head.format != FORMAT:
         raise BadEntry("format", f"is something else: its format is {head.format!r}, not {FORMAT!r}")
@@ -108,6 +127,41 @@ def _decode(raw: bytes) -> Recording:
             "schema", f"has version {head.version}, written by {age} autotune; this one reads version {VERSION}"
         )
     try:
-        return msgspec.json.decode(raw, type=Recording)
+        recording = msgspec.json.decode(raw, type=Recording)
     except msgspec.MsgspecError as error:
         raise BadEntry("schema", f"holds what this autotune can't read: {error}") from error
+    for wrong in _implausible(recording):
+        raise BadEntry("schema", f"holds what no benchmark writes: {wrong}")
+    return recording
+
+
+def _implausible(recording: Recording) -> Iterator[str]:
+    """What the fields' types allow and predictions can't be made from: recordings are edited and made up as well."""
+    usable, threads = recording.host.gpus.usable, recording.host.limits.usable_threads
+    if threads < 1:
+        yield f"expected at least one usable thread, got {threads} - at `$.host.limits.usable_threads`"
+    for number, campaign in enumerate(recording.campaigns):
+        where = f"$.campaigns[{number}]"
+        for index, run in enumerate(campaign.gpus):
+            if not run.devices or not usable.keys() >= set(run.devices):
+                known, given = ", ".join(usable) or "none", ", ".join(run.devices) or "none"
+                yield f"expected usable GPUs of its host ({known}), got {given} - at `{where}.gpus[{index}].devices`"
+        for index, found in enumerate(campaign.outcomes):
+            if isinstance(found, Measurement) and (wrong := _wrong_in(found)):
+                yield f"{wrong} - at `{where}.outcomes[{index}]`"
+
+
+def _wrong_in(found: Measurement) -> str | None:
+    point, (least_s, most_s) = found.point, _PLAUSIBLE_S
+    if not found.samples_s:
+        return "expected samples, got none"
+    for sample_s in found.samples_s:
+        if not least_s <= sample_s <= most_s:
+            return f"expected samples of {least_s:g} to {most_s:g} s, got {sample_s:g}"
+    for name in ("threads", "sequences", *_SIZES[point.op]):
+        size = getattr(point, name)
+        if size < 1:
+            return f"expected {name} of at least 1 for {point.op}, got {size}"
+    if point.op == "matmul" and not (point.format in FORMATS and holds(point.format, point.n_out, point.k_in)):
+        return f"expected a matrix in a weight format that can hold it, got {point.format} {point.n_out} x {point.k_in}"
+    return None

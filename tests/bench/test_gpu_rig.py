@@ -155,6 +155,11 @@ class TestUnusable:
             self.enter(build()[0])
         assert str(raised.value) == f"torch {torch.__version__} can't use it: {sentence}"
 
+    def test_so_does_torch_where_it_wraps_its_errors(self, build, cuda):
+        cuda.error = torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization with error: unknown")
+        with pytest.raises(DeviceUnusableError, match="can't use it: CUDA call failed lazily"):
+            self.enter(build()[0])
+
     def test_torch_without_cuda_is_told(self, build, monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", None)
         with pytest.raises(DeviceUnusableError, match="is built without CUDA"):
@@ -194,6 +199,12 @@ class TestUnusable:
             assert rig.prepare().cold_bytes < 200 * MIB
 
 
+def test_attention_is_left_to_the_kernels_that_need_no_plan_for_each_shape(build, cuda):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    with as_cuda(build()[0]):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 class TestErrors:
     """What a kernel raised, as the kind and message of a failure."""
 
@@ -206,6 +217,10 @@ class TestErrors:
              "not enough memory on the GPU: CUDA error: out of memory"),
             (RuntimeError("Triton Error [CUDA]: out of memory"), "out_of_memory",
              "not enough memory on the GPU: Triton Error [CUDA]: out of memory"),
+            (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "out_of_memory",
+             "not enough memory on the GPU: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+            (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`"), "crashed",
+             "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`"),
             (ValueError("k_in: expected 128"), "unsupported", "ValueError: k_in: expected 128"),
             (RuntimeError("no luck\nin many words"), "crashed", "RuntimeError: no luck"),
         ],

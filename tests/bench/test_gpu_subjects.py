@@ -72,13 +72,14 @@ def subjects(arena):
 @pytest.fixture
 def graphs(subjects, monkeypatch):
     """Has the subjects launch as on a GPU; returns the lengths that single calls seem to take, in seconds."""
-    seems = SimpleNamespace(call_s=1e-5)
+    seems = SimpleNamespace(call_s=2.5e-5, did=[])
 
     class Event:
         def __init__(self, enable_timing):
             assert enable_timing
 
         def record(self):
+            seems.did.append("an event")
             self.at = time.perf_counter()
 
         def synchronize(self):
@@ -90,6 +91,7 @@ def graphs(subjects, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: seems.did.append("is kept busy"))
     subjects._has_graphs = True
     return seems
 
@@ -126,12 +128,20 @@ def test_a_graph_reads_more_than_the_cache_holds_before_it_reads_anything_again(
         assert sum(size for _, size in arena.windows) > 0.99 * min(COLD_BYTES, 512 * window)
 
 
-@pytest.mark.parametrize(("call_s", "repeats"), [(1e-7, 64), (1e-3, 10), (0.004, 2), (1.0, 1)])
-def test_a_graph_of_long_calls_holds_fewer(subjects, graphs, call_s, repeats):
+@pytest.mark.parametrize(
+    ("call_s", "repeats"), [(1e-7, 200), (1e-6, 200), (2e-6, 100), (1e-4, 64), (1e-3, 10), (0.004, 2), (1.0, 1)]
+)
+def test_a_graph_of_long_calls_holds_fewer_and_one_of_short_calls_more(subjects, graphs, call_s, repeats):
     graphs.call_s = call_s
     point = replace(WORK[0], n_out=256, k_in=256)
     assert math.ceil(COLD_BYTES / (256 * 64)) == 64
     assert subjects.build(Task(point)).repeats == repeats
+
+
+def test_how_long_a_call_takes_is_seen_without_the_time_of_launching_it(subjects, graphs):
+    """Else that of a short call would be far too long, and its graph so short that its windows stay in the cache."""
+    subjects.build(Task(WORK[0]))
+    assert graphs.did == ["is kept busy", "an event", "an event"]
 
 
 def test_eager_calls_are_launched_one_by_one(subjects, graphs):

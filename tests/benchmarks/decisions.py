@@ -1,8 +1,8 @@
 """What is decided for every recorded host: ``python tests/benchmarks/decisions.py [FILE ...]``.
 
 Replays all recordings under tests/hosts, or those named, for every model that they hold and every workload, and prints
-a Markdown table. "Over" compares with the best that has all layers on the CPU, and all on GPUs: output tokens/s, of
-chat the reciprocal of TPOT. A dash: there is no such configuration that fits.
+a Markdown table. "Over" compares with the best that has no layer on GPUs, and all of them there, wherever its head is:
+output tokens/s, of chat the reciprocal of TPOT. A dash: there is no such configuration that fits.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ COLUMNS = (
     "chunk",
     "tokens/s",
     "TPOT ms",
-    "over CPU only",
-    "over GPU only",
+    "over no layers on GPUs",
+    "over all layers on GPUs",
     "why",
 )
 

@@ -45,6 +45,8 @@ NEEDED = {
 """Modules, and the distributions that hold them."""
 
 _LIMIT_S = 580
+_TESTS_LIMIT_S = 200
+"""Of that for step 1, so that there is time for the others whatever becomes of it."""
 
 
 def main() -> int:
@@ -62,7 +64,9 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
     runner = Runner(out)
-    runner.run("kernels_exact", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/kernels/cuda")
+    # Not -x: what else fails is worth as much. Warnings of a library on a GPU never seen before say nothing of kernels.
+    words = "-q", "--maxfail=25", "--durations=10", "-W", "default", "-p", "no:cacheprovider", "tests/kernels/cuda"
+    runner.run("kernels_exact", "pytest", *words, limit_s=_TESTS_LIMIT_S)
     for model in MODELS:
         table = out / f"kernels_{model}.json"
         runner.run(
@@ -109,9 +113,9 @@ class Runner:
         paths = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "kernels"), os.environ.get("PYTHONPATH", "")])
         self._environ = {**os.environ, "PYTHONPATH": paths, "AUTOTUNE_CACHE": str(out / "cache")}
 
-    def run(self, name: str, *words: str) -> None:
-        """Run a module, show what it prints, and keep that in ``<name>.txt``."""
-        done = self._start(name, words)
+    def run(self, name: str, *words: str, limit_s: float = _LIMIT_S) -> None:
+        """Run a module for so long at most, show what it prints, and keep that in ``<name>.txt``."""
+        done = self._start(name, words, limit_s)
         text = "" if done is None else done.stdout.decode(errors="replace") + done.stderr.decode(errors="replace")
         (self._out / f"{name}.txt").write_text(text)
         print(f"\n== {name}: python -m {' '.join(words)}\n{text}", flush=True)
@@ -119,7 +123,7 @@ class Runner:
     def save(self, file: str, *words: str) -> Path | None:
         """Run a module and keep its standard output as a file; None if it failed."""
         done = self._start(file, words)
-        if done is None or done.returncode:
+        if done is None or done.returncode != 0:
             print(f"\n== {file}: {'' if done is None else done.stderr.decode(errors='replace')}", flush=True)
             return None
         (self._out / file).write_bytes(done.stdout)
@@ -130,18 +134,21 @@ class Runner:
         print("\n== steps\n" + "\n".join(self._lines), flush=True)
         return int(self._failed)
 
-    def _start(self, name: str, words: tuple[str, ...]) -> subprocess.CompletedProcess[bytes] | None:
-        start, left_s = time.monotonic(), self._end - time.monotonic()
-        done = None
-        try:
-            if left_s > 0:
-                command = [sys.executable, "-m", *words]
+    def _start(
+        self, name: str, words: tuple[str, ...], limit_s: float = _LIMIT_S
+    ) -> subprocess.CompletedProcess[bytes] | None:
+        """What became of a module; None: there was no time for it; exit code -1: it took too long."""
+        start, left_s = time.monotonic(), min(limit_s, self._end - time.monotonic())
+        command = [sys.executable, "-m", *words]
+        done, how = None, "out of time"
+        if left_s > 0:
+            try:
                 done = subprocess.run(
                     command, capture_output=True, timeout=left_s, env=self._environ, cwd=CHECKOUT, check=False
                 )
-        except subprocess.TimeoutExpired:
-            pass
-        how = "out of time" if done is None else f"exit code {done.returncode}"
+                how = f"exit code {done.returncode}"
+            except subprocess.TimeoutExpired as ended:
+                done = subprocess.CompletedProcess(command, -1, ended.stdout or b"", ended.stderr or b"")
         self._failed |= done is None or done.returncode != 0
         self._lines.append(f"{name}: {time.monotonic() - start:.1f} s, {how}")
         return done

@@ -51,15 +51,15 @@ CASES = (
 
 
 def enlarged(campaign: Campaign) -> Campaign:
-    """Made up: every single-threaded measurement, and the same on more threads in proportionally less time."""
+    """Made up: every single-threaded measurement of the CPU, and on more threads in proportionally less time."""
     outcomes = []
     for outcome in campaign.measurements():
-        if outcome.point.threads == 1:
+        if outcome.point.device == "cpu" and outcome.point.threads == 1:
             for count in THREADS if outcome.point.op != "layer_ops" else (1,):
                 point = msgspec.structs.replace(outcome.point, threads=count)
                 times = tuple(sample / count for sample in outcome.samples_s)
                 outcomes.append(Measurement(point, times, outcome.calls_per_sample, outcome.stopped))
-    return msgspec.structs.replace(campaign, outcomes=tuple(outcomes))
+    return msgspec.structs.replace(campaign, outcomes=tuple(outcomes), gpus=())
 
 
 def with_gpus(costs: StepCosts, speeds: Mapping[str, float]) -> StepCosts:

@@ -1,4 +1,4 @@
-"""Predicted against measured time of a decode step: ``python tests/benchmarks/step_time.py [MODEL]``.
+"""Predicted against measured time of a decode step on the CPU: ``python tests/benchmarks/step_time.py [MODEL]``.
 
 Runs all layers' kernels and the head in sequence over memory as large as the whole model, for 1 thread and all
 usable ones, m = 1 and 16 sequences, and prints measured / predicted. The prediction comes from the saved result of the
@@ -37,7 +37,13 @@ def step(result: Result, subjects: Subjects, threads: int, m: int) -> Callable[[
     Each product runs on the kernel that was fastest when the model was tuned.
     """
     model, workload = result.model, result.workload
-    configuration = replace(result.decision.chosen.configuration, decode_threads=threads, batch_size=m)
+    configuration = replace(
+        result.decision.chosen.configuration,
+        device_layers={"cpu": len(model.layers)},
+        head_device="cpu",
+        decode_threads=threads,
+        batch_size=m,
+    )
     kernels = {
         (site.format, site.n_out, site.k_in): site.decode[str(m)]
         for site in fastest_kernels(result.campaign, model, configuration)
@@ -76,11 +82,11 @@ def main() -> None:
     result = tune(args.model, Options())
     model, workload, host = result.model, result.workload, result.host
     threads = sorted({1, host.limits.usable_threads})
-    cost_model = CostModel(result.campaign, result.cost_model.roofline)
+    cost_model = CostModel(replace(result.campaign, gpus=()), {"cpu": result.cost_model.roofline})
     costs = cost_model.steps(model, workload, threads, SEQUENCES, [workload.prompt_tokens])
     predicted = costs.decode_layer_s[0].take(costs.layer_kinds, axis=0).sum(axis=0) + costs.decode_ends_s[0]
     chosen = result.decision.chosen.configuration
-    print(f"{model.name}; chosen: {chosen.decode_threads} threads, batch {chosen.batch_size}")
+    print(f"{model.name}; chosen: {chosen.device_layers}, {chosen.decode_threads} threads, batch {chosen.batch_size}")
     cache_bytes = kv_cache_bytes(model, len(model.layers), workload.context_tokens)
     with ExitStack() as stack:
         cpus = pin_order(host.cpu.cores, host.limits.usable_threads)

@@ -208,6 +208,16 @@ def test_too_long_a_context_is_told_the_context_that_fits(tied: Model) -> None:
         assert (use.total_bytes <= use.available_bytes) == enough
 
 
+def test_a_cpu_without_the_memory_to_drive_a_gpu_is_told_what_that_takes(tied: Model) -> None:
+    """Else room for far more than the model on the GPU would seem not to be enough."""
+    text = what_would_fit(
+        tied, server(), Room({"cpu": 10**9, "cuda:0": 10**10}, {"cpu": 10**8, "cuda:0": 0}, 12 * 10**8)
+    )
+    assert (
+        "there is room for 900 MB on cpu and 10 GB on cuda:0, where driving a GPU takes another 1.1 GB on cpu: no"
+    ) in text
+
+
 def test_smaller_formats_are_named_only_where_the_weights_can_be_in_them(tied: Model) -> None:
     """The largest first; no ternary one for weights that aren't, and none that is lossy."""
     f32, f16 = (analyse("bitnet-b1.58-2B-4T", name) for name in ("F32", "F16"))

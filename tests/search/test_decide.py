@@ -300,6 +300,12 @@ class TestSplits:
             "Prompts go through 512 tokens at a time: 256 would be 1.6 % slower.",
         )
 
+    def test_a_single_layer_is_spoken_of_as_one(self, decide_for, make_model, lacking):
+        decision = decide_for("chat", model=make_model(1), available_bytes=self.ONE)
+        assert decision.reasons[1].startswith("The only layer and the head are on cuda:0: all on the CPU would be ")
+        decision = decide_for("chat", available_bytes=lacking(1, head=False))
+        assert decision.reasons[1].startswith("1 of 8 layers is on cuda:0: all on the CPU would be ")
+
     def test_a_slow_gpu_is_left_alone_and_what_handing_over_takes_is_said(self, decide_for, make_costs):
         """One layer there saves nothing and costs a crossing of activations each way: 20 ms."""
         costs = make_costs(devices=("cpu", "cuda:0"), gpu_speedup=2.0, crossing_s=0.01, token_s=0.005)

@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from autotune.errors import StoreError
-from autotune.records import Measurement
+from autotune.records import GpuRun, Measurement
+from autotune.records.host import Gpu, Gpus
 from autotune.store import recording
 from autotune.store.recording import Recording
 from tests.builders import build_campaign, build_host
@@ -219,3 +220,73 @@ def test_fields_that_do_not_fit_the_records_are_named(tmp_path: Path) -> None:
         message = refusal(path)
         assert "holds what this autotune can't read" in message
         assert named in message
+
+
+@pytest.mark.parametrize(
+    ("samples_s", "said"),
+    [
+        ([], "expected samples, got none"),
+        ([1e-3, 0.0], "expected samples of 1e-12 to 1e+06 s, got 0"),
+        ([-1e-3], "expected samples of 1e-12 to 1e+06 s, got -0.001"),
+        ([1e300], "expected samples of 1e-12 to 1e+06 s, got 1e+300"),
+    ],
+)
+def test_times_that_cannot_be_are_refused_where_they_stand(tmp_path: Path, samples_s: list[float], said: str) -> None:
+    """Nothing could be predicted from them."""
+    path = written(tmp_path)
+    whole = msgspec.json.decode(path.read_bytes())
+    whole["campaigns"][1]["outcomes"][2]["samples_s"] = samples_s
+    path.write_bytes(msgspec.json.encode(whole))
+    assert refusal(path).endswith(f"holds what no benchmark writes: {said} - at `$.campaigns[1].outcomes[2]`")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"threads": 0}, "expected threads of at least 1 for matmul, got 0"),
+        ({"m": 0}, "expected m of at least 1 for matmul, got 0"),
+        ({"n_out": -8}, "expected n_out of at least 1 for matmul, got -8"),
+        ({"op": "read", "k_in": 0}, "expected k_in of at least 1 for read, got 0"),
+        ({"format": "I3_S"}, "expected a matrix in a weight format that can hold it, got I3_S 256 x 256"),
+        ({"k_in": 77}, "expected a matrix in a weight format that can hold it, got I2_S 256 x 77"),
+    ],
+)
+def test_points_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    """As sizes of nothing, and matrices that no format holds."""
+    path = written(tmp_path)
+    whole = msgspec.json.decode(path.read_bytes())
+    point = {"op": "matmul", "device": "cpu", "kernel": "native", "threads": 1, "m": 1}
+    point |= {"format": "I2_S", "n_out": 256, "k_in": 256}
+    whole["campaigns"][0]["outcomes"][0]["point"] = point
+    path.write_bytes(msgspec.json.encode(whole))
+    assert recording.read(path)
+    point |= changes
+    path.write_bytes(msgspec.json.encode(whole))
+    assert said in refusal(path)
+
+
+@pytest.mark.parametrize("devices", [("cuda:0",), ("cuda:1",), ()])
+def test_a_gpu_that_the_host_does_not_have_cannot_have_been_timed(tmp_path: Path, devices: tuple[str, ...]) -> None:
+    """Nor no GPU at all: what it says of memory and identical ones would be about nothing."""
+    campaign = replace(build_campaign(), gpus=(GpuRun(devices, None),))
+    with pytest.raises(StoreError, match=r"expected usable GPUs of its host \(none\), got (cuda:\d|none) - at `\$"):
+        recording.write(tmp_path / "host.json", replace(RECORDING, campaigns=(campaign,)))
+
+
+def test_a_host_without_threads_is_refused(tmp_path: Path) -> None:
+    """There would be nothing to choose from."""
+    path = written(tmp_path)
+    whole = msgspec.json.decode(path.read_bytes())
+    whole["host"]["limits"]["usable_threads"] = 0
+    path.write_bytes(msgspec.json.encode(whole))
+    assert "expected at least one usable thread, got 0" in refusal(path)
+
+
+def test_gpus_that_the_host_has_may_have_been_timed_in_any_order(tmp_path: Path) -> None:
+    """Of identical ones the one with the most free memory comes first."""
+    gpu = Gpu(0, "Made-up GPU", None, None, None, None, mig=False, unusable_reason=None)
+    host = build_host(gpus=Gpus((gpu, replace(gpu, index=1)), None, None))
+    campaign = replace(build_campaign(), gpus=(GpuRun(("cuda:1", "cuda:0"), "no CUDA-capable device is detected"),))
+    written_recording = replace(RECORDING, host=host, campaigns=(campaign,))
+    recording.write(tmp_path / "host.json", written_recording)
+    assert recording.read(tmp_path / "host.json") == written_recording

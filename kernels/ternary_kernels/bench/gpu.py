@@ -42,6 +42,7 @@ _REFERENCE, _REFERENCE_TOKENS = "torch", (1, 64)
 _COPY_BYTES = 256 << 20
 _ARENA_BYTES = 512 << 20
 _LEAST_ARENA_L2S = 4
+_MOST_REPEATS = 512
 _SAMPLE_S = 1e-3
 _LEAST_ROUNDS, _MOST_ROUNDS = 6, 40
 
@@ -207,8 +208,9 @@ def _multiply_bf16(x: torch.Tensor, shape: Shape, out: torch.Tensor, arena: Devi
 def _case(
     shape: Shape, m: int, kernel: str, size: int, call: Callable[[], None], arena: DeviceArena, device: torch.device
 ) -> Case:
-    """A case whose graph goes once through the arena, or makes 64 calls where that is fewer."""
-    repeats = max(2, min(64, arena.size_bytes // size))
+    """A case whose graph makes 64 calls, more where these don't go half way through the arena; at most once through."""
+    calls = arena.size_bytes // size
+    repeats = max(2, min(max(64, calls // 2), calls, _MOST_REPEATS))
     operations = 2 * m * shape.n_out * shape.k_in
     return Case(shape, m, kernel, size, operations, capture(call, repeats, device), repeats)
 

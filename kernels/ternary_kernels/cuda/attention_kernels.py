@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def attend_kernel(
     query,
     keys,
@@ -88,7 +88,7 @@ def attend_kernel(
         tl.store(out + at, sums / weight[:, None], kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares"])
 def join_kernel(mixed, largest, total, out, shares, head_dim, SHARES: tl.constexpr, DIM: tl.constexpr):
     """Join the shares of one query head; see ``attend_kernel``. SHARES is their number up to a power of two."""
     head = tl.program_id(0).to(tl.int64)

@@ -37,7 +37,7 @@ def unpack(packed, SHIFT: tl.constexpr):
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def two_bit_gemm(
     values,
     scale,

@@ -124,6 +124,9 @@ class Product(ABC):
             raise ValueError(f"{self._site}, weights: expected bytes aligned to 2, got an odd address")
         return Weights(codes, self._unit_scales if self.format.ternary else None)
 
+    def compile(self) -> None:  # noqa: B027 - most kernels come compiled
+        """Compile what a call runs, where that isn't there yet. Several threads may do so, each for another product."""
+
     def __call__(self, x: Quantized | Tensor, weights: Weights, out: Tensor) -> Tensor:
         """Multiply, without waiting for the device, so that a CUDA graph can hold it.
 

@@ -47,6 +47,13 @@ HALF_VECTORS = 5
 """Tiles of each of two rows in flight in F16."""
 
 
+_DTYPES = torch.int8, torch.uint8, torch.int32, torch.float32
+"""Of all that a kernel is given."""
+
+_COMPILED: dict[tuple[object, ...], object] = {}
+"""What kernels were compiled for, or are being; a dictionary, whose ``setdefault`` lets one of several threads in."""
+
+
 class Launch(NamedTuple):
     """How a kernel is started.
 
@@ -170,6 +177,7 @@ class TritonProduct(Product):
 
     kernel = "triton"
     formats: ClassVar[tuple[str, ...]] = ()
+    _launch: Launch
 
     def __init__(self, format_name: str, n_out: int, k_in: int, m: int, device: torch.device | str) -> None:
         super().__init__(format_name, n_out, k_in, m, device)
@@ -179,11 +187,33 @@ class TritonProduct(Product):
         self._multiprocessors = multiprocessors_of(self.device)
         # Triton starts kernels on the current GPU.
         self._on_device = torch.cuda.device(self.device) if on_gpu else nullcontext()
+        self._only_compiles = False
+
+    def compile(self) -> None:
+        """Compile the kernel for this shape, unless that has been begun for another that takes the same."""
+        what = self.format.name, self.m <= GEMV_TOKENS, self._launch.warps, *self._launch.constants.items()
+        begun = object()
+        if _COMPILED.setdefault(what, begun) is not begun:
+            return
+        # Compiling looks at the types and the alignment alone of what the kernel is given.
+        one = {dtype: torch.empty(2, dtype=dtype, device=self.device) for dtype in _DTYPES}
+        weights = Weights(one[torch.uint8], one[torch.float32] if self.format.ternary else None)
+        single = one[torch.float32]
+        x = Quantized(one[torch.int8], single, one[torch.int32]) if self.format.ternary else single
+        self._only_compiles = True
+        try:
+            self._multiply(x, weights, single)
+        finally:
+            self._only_compiles = False
 
     def _run(self, kernel: Any, launch: Launch, *arguments: Tensor | int) -> None:
+        # A product and a sum fused would round once, the oracle rounds twice.
+        options = {**launch.constants, "num_warps": launch.warps, "enable_fp_fusion": False}
         with self._on_device:
-            # A product and a sum fused would round once, the oracle rounds twice.
-            kernel[launch.grid](*arguments, **launch.constants, num_warps=launch.warps, enable_fp_fusion=False)
+            if self._only_compiles:
+                kernel.warmup(*arguments, grid=launch.grid, **options)
+            else:
+                kernel[launch.grid](*arguments, **options)
 
 
 class TritonTwoBit(TritonProduct):

@@ -50,13 +50,28 @@ class Machine:
 
 _I7_13700H = make_cores({"performance": 6, "efficiency": 8}, smt=("performance",))
 _I9_12900K = make_cores({"performance": 8, "efficiency": 8}, smt=("performance",))
-_I5_12400 = make_cores({None: 6}, smt=(None,))
 _RYZEN_7950X = make_cores({None: 16}, smt=(None,))
 _CORTEX_A76 = make_cores({None: 4})
 _EPYC_32 = make_cores({None: 32}, smt=(None,))
 _EPYC_64 = make_cores({None: 64}, smt=(None,), packages=2)
 
-_EPYC = {"core_bytes_per_s": 28e9, "core_operations_per_s": 1.78e11, "smt": 0.55}
+_I5_12400 = {
+    "cpu_name": "12th Gen Intel(R) Core(TM) i5-12400",
+    "cores": make_cores({None: 6}, smt=(None,)),
+    "microarchitecture": "alderlake",
+    "caches": ((1, 48 << 10, 2), (2, 1280 << 10, 2), (3, 18 << 20, 12)),
+}
+_I5_12400_LAW = CpuLaw(
+    _I5_12400["cores"], core_bytes_per_s=16e9, package_bytes_per_s=42e9, core_operations_per_s=2.2e11
+)
+_EPYC_7543 = {
+    "cpu_name": "AMD EPYC 7543 32-Core Processor",
+    "vendor": "AuthenticAMD",
+    "microarchitecture": "zen3",
+    "isa": ("avx2", "bmi2", "f16c", "fma"),
+    "caches": ((1, 32 << 10, 2), (2, 512 << 10, 2), (3, 32 << 20, 8)),
+}
+_EPYC_LAW = {"core_bytes_per_s": 28e9, "core_operations_per_s": 1.78e11, "smt": 0.55}
 _EPYC_NOTE = (
     "arithmetic as bitnet.cpp's published prefill of 2B-4T on an EPYC 7V13, 42.52 tokens/s on one thread; memory so "
     "that its published decode there, 15.49 to 66.25 tokens/s on 1 to 8 threads, comes out within a quarter"
@@ -120,14 +135,11 @@ MACHINES = (
         ),
         host=make_host(
             "office-4gb-gpu",
-            "12th Gen Intel(R) Core(TM) i5-12400",
-            _I5_12400,
-            microarchitecture="alderlake",
-            caches=((1, 48 << 10, 2), (2, 1280 << 10, 2), (3, 18 << 20, 12)),
+            **_I5_12400,
             memory_bytes=(16 * GB, 13 * GB),
             gpus=make_gpus(("NVIDIA GeForce RTX 3050 Laptop GPU", (8, 6), 4096, 3200)),
         ),
-        cpu=CpuLaw(_I5_12400, core_bytes_per_s=16e9, package_bytes_per_s=42e9, core_operations_per_s=2.2e11),
+        cpu=_I5_12400_LAW,
         models=(MEDIUM,),
         gpus={"cuda:0": GpuLaw(192e9, 4.4e13, 2.2e13, link_bytes_per_s=6e9, link_s=9e-6)},
     ),
@@ -158,16 +170,12 @@ MACHINES = (
         ),
         host=make_host(
             "server-two-sockets-two-gpus",
-            "AMD EPYC 7543 32-Core Processor",
-            _EPYC_64,
-            vendor="AuthenticAMD",
-            microarchitecture="zen3",
-            isa=("avx2", "bmi2", "f16c", "fma"),
-            caches=((1, 32 << 10, 2), (2, 512 << 10, 2), (3, 32 << 20, 8)),
+            cores=_EPYC_64,
+            **_EPYC_7543,
             memory_bytes=(512 * GB, 500 * GB),
             gpus=make_gpus(*[("NVIDIA A100-PCIE-40GB", (8, 0), 40960, 40300)] * 2),
         ),
-        cpu=CpuLaw(_EPYC_64, package_bytes_per_s=150e9, **_EPYC),
+        cpu=CpuLaw(_EPYC_64, package_bytes_per_s=150e9, **_EPYC_LAW),
         models=(LARGE,),
         gpus=dict.fromkeys(("cuda:0", "cuda:1"), GpuLaw(1300e9, 5e14, 2.5e14, link_bytes_per_s=22e9, link_s=8e-6)),
     ),
@@ -178,19 +186,15 @@ MACHINES = (
         ),
         host=make_host(
             "server-two-sockets-unequal-gpus",
-            "AMD EPYC 7543 32-Core Processor",
-            _EPYC_64,
-            vendor="AuthenticAMD",
-            microarchitecture="zen3",
-            isa=("avx2", "bmi2", "f16c", "fma"),
-            caches=((1, 32 << 10, 2), (2, 512 << 10, 2), (3, 32 << 20, 8)),
+            cores=_EPYC_64,
+            **_EPYC_7543,
             memory_bytes=(256 * GB, 240 * GB),
             gpus=make_gpus(
                 ("NVIDIA RTX A5000", (8, 6), 24564, 23000),
                 ("NVIDIA RTX A5000", (8, 6), 24564, 6144),
             ),
         ),
-        cpu=CpuLaw(_EPYC_64, package_bytes_per_s=150e9, **_EPYC),
+        cpu=CpuLaw(_EPYC_64, package_bytes_per_s=150e9, **_EPYC_LAW),
         models=(LARGE,),
         gpus=dict.fromkeys(("cuda:0", "cuda:1"), GpuLaw(768e9, 2.2e14, 1.1e14, link_bytes_per_s=22e9, link_s=8e-6)),
     ),
@@ -214,16 +218,12 @@ MACHINES = (
         note=f"Container that gets the time of 2 of a server's 64 CPUs and 8 GB. CPU: {_EPYC_NOTE}.",
         host=make_host(
             "container-2-of-64-cpus",
-            "AMD EPYC 7543 32-Core Processor",
-            _EPYC_32,
-            vendor="AuthenticAMD",
-            microarchitecture="zen3",
-            isa=("avx2", "bmi2", "f16c", "fma"),
-            caches=((1, 32 << 10, 2), (2, 512 << 10, 2), (3, 32 << 20, 8)),
+            cores=_EPYC_32,
+            **_EPYC_7543,
             memory_bytes=(256 * GB, 200 * GB),
             quota=(2.0, 8 << 30),
         ),
-        cpu=CpuLaw(_EPYC_32, package_bytes_per_s=150e9, **_EPYC),
+        cpu=CpuLaw(_EPYC_32, package_bytes_per_s=150e9, **_EPYC_LAW),
         models=(SMALL, MEDIUM),
     ),
     Machine(
@@ -233,14 +233,11 @@ MACHINES = (
         ),
         host=make_host(
             "gpu-almost-full",
-            "12th Gen Intel(R) Core(TM) i5-12400",
-            _I5_12400,
-            microarchitecture="alderlake",
-            caches=((1, 48 << 10, 2), (2, 1280 << 10, 2), (3, 18 << 20, 12)),
+            **_I5_12400,
             memory_bytes=(32 * GB, 24 * GB),
             gpus=make_gpus(("NVIDIA GeForce RTX 3060", (8, 6), 12288, 300)),
         ),
-        cpu=CpuLaw(_I5_12400, core_bytes_per_s=16e9, package_bytes_per_s=42e9, core_operations_per_s=2.2e11),
+        cpu=_I5_12400_LAW,
         models=(SMALL,),
         gpu_failure="300 MB of it are free, and a context alone takes more",
     ),
@@ -251,16 +248,12 @@ MACHINES = (
         ),
         host=make_host(
             "server-slow-gpu",
-            "AMD EPYC 7543 32-Core Processor",
-            _EPYC_32,
-            vendor="AuthenticAMD",
-            microarchitecture="zen3",
-            isa=("avx2", "bmi2", "f16c", "fma"),
-            caches=((1, 32 << 10, 2), (2, 512 << 10, 2), (3, 32 << 20, 8)),
+            cores=_EPYC_32,
+            **_EPYC_7543,
             memory_bytes=(128 * GB, 120 * GB),
             gpus=make_gpus(("NVIDIA GeForce GTX 1650", (7, 5), 4096, 3900)),
         ),
-        cpu=CpuLaw(_EPYC_32, package_bytes_per_s=150e9, **_EPYC),
+        cpu=CpuLaw(_EPYC_32, package_bytes_per_s=150e9, **_EPYC_LAW),
         models=(SMALL,),
         gpus={"cuda:0": GpuLaw(128e9, 6e12, 6e12, link_bytes_per_s=0.8e9, link_s=4e-5, launch_s=5e-6, triton=False)},
     ),

@@ -88,6 +88,8 @@ def test_on_a_gpu_one_call_goes_before_those_that_are_recorded_and_all_graphs_sh
         "graph_pool_handle": object,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    graphs._pool.cache_clear()
+    graphs._stream.cache_clear()
     try:
         for _ in range(2):
             replay = capture(lambda: said.append("called"), 3, "cuda:0")

@@ -163,3 +163,51 @@ def test_attention_multiplies_on_tensor_cores_and_loads_16_bytes_at_a_time(found
     for name, kernel in those(found, "attend", 90):
         assert re.search(r"mma\S*\.f32\.f16\.f16", kernel["ptx"]), name
         assert re.findall(r"cp\.async\.cg\.shared\.global[^;]*0x10", kernel["ptx"]), name
+
+
+AHEAD = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from ternary_kernels.cuda import triton_products
+from ternary_kernels.cuda.activations import Quantized
+from ternary_kernels.cuda.product import get_product
+
+class NoGpu:
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+
+driver.set_active(NoGpu())
+triton_products.INTERPRETED = True  # tensors on the host stand in for those on a GPU
+triton_products.MULTIPROCESSORS = 132
+
+def compiled():
+    kernels = triton_products.two_bit_gemv, triton_products.two_bit_gemm, triton_products.half_gemm
+    return [len(kernel.device_caches[0][0]) for kernel in kernels]
+
+SIZES = [("I2_S", 640, 512, 1), ("I2_S", 640, 512, 8), ("I2_S", 640, 512, 16), ("F16", 640, 512, 8)]
+products = [get_product("triton", size[0])(*size, "cpu") for size in SIZES]
+with ThreadPoolExecutor(3) as threads:
+    list(threads.map(lambda product: product.compile(), products + products))
+print(*compiled())
+for product in products:
+    x = torch.zeros(product.m, product.k_in)
+    scale, sums = torch.ones(product.m), torch.zeros(product.m, dtype=torch.int32)
+    x = Quantized(x.to(torch.int8), scale, sums) if product.format.ternary else x
+    product._only_compiles = True  # what a call would start
+    weights = product.window(torch.zeros(product.code_bytes, dtype=torch.uint8))
+    product(x, weights, torch.empty(product.m, product.n_out))
+print(*compiled())
+"""
+
+
+def test_what_is_compiled_ahead_is_what_a_call_runs(tmp_path):
+    """Each kernel once, whatever the number of threads; 8 and 16 tokens take the same one. No GPU is asked."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels"), "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run([sys.executable, "-c", AHEAD], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["1 1 1", "1 1 1"]
