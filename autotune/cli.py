@@ -103,8 +103,12 @@ def _replay(args: argparse.Namespace) -> int:
         _, raw = document(result, request(options, result))
         _print_document(raw)
         return 0
-    note = f"{args.replay} ({'synthetic' if recording.synthetic else 'recorded'}: {recording.note}); nothing was saved"
-    _print_summary(result, None, replayed=note)
+    from autotune.explanation import curve
+    from autotune.summary import show, summarize
+
+    show(
+        [*summarize(result, None), ("", ""), *curve(result), ("", ""), ("replayed", f"{args.replay}; nothing is saved")]
+    )
     return 0
 
 
@@ -342,10 +346,10 @@ def _print_record(record: object) -> None:
     _print_document(msgspec.json.encode(record) + b"\n")
 
 
-def _print_summary(result: Result, saved_in: str | None, replayed: str | None = None) -> None:
+def _print_summary(result: Result, saved_in: str | None) -> None:
     from autotune.summary import show, summarize
 
-    show([*summarize(result, saved_in), *([("replayed", replayed)] if replayed else [])])
+    show(summarize(result, saved_in))
 
 
 def _open_closed_streams() -> None:

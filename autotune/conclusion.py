@@ -81,7 +81,7 @@ def conclude(evidence: Evidence, workload: Workload, *, started: float, trials: 
         workload,
         room=_room(host, campaign, cost_model.devices),
         default=_default(models[0], workload, host),
-        noise=campaign.noise.median_relative_interval or _UNKNOWN_NOISE,
+        noise=_noise(campaign),
         trials=trials,
         seed=seed,
     )
@@ -99,7 +99,10 @@ def conclude(evidence: Evidence, workload: Workload, *, started: float, trials: 
         cost_model=reports[0],
         campaign=campaign,
         tune_time_s=time.monotonic() - started,
-        warnings=(*cost_model.caveats(model, workload, configuration), *shortfalls(campaign, model)),
+        warnings=(
+            *cost_model.caveats(model, workload, configuration),
+            *shortfalls(campaign, model, {*configuration.device_layers, configuration.head_device}),
+        ),
         kernels=fastest_kernels(campaign, model, configuration),
         alternatives=tuple(other for other in models if other is not model),
         gpu_cost_models=reports[1:],
@@ -182,6 +185,13 @@ def _gpu_bytes(host: Host, campaign: Campaign) -> dict[str, int]:
             told = 0 if gpu is None else gpu.memory_free_bytes
             free[device] = (run.free_bytes or 0) if told is None else told
     return free
+
+
+def _noise(campaign: Campaign) -> float:
+    """Relative noise below which two times aren't told apart: that of the device whose times are the least certain."""
+    of_gpus = [run.noise for run in campaign.gpus if run.failure is None and run.noise is not None]
+    widths = [noise.median_relative_interval for noise in (campaign.noise, *of_gpus)]
+    return max(_UNKNOWN_NOISE if width is None else width for width in widths)
 
 
 def _default(model: Model, workload: Workload, host: Host) -> Configuration:

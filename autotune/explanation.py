@@ -21,7 +21,7 @@ def explain(result: Result) -> Lines:
         ("bound by", decision.bound_by),
         *gpu_runs(result),
         ("", ""),
-        *_curve(result),
+        *curve(result),
     ]
 
 
@@ -36,15 +36,15 @@ def to_json(result: Result) -> dict[str, object]:
     }
 
 
-def _curve(result: Result) -> Lines:
+def curve(result: Result) -> Lines:
     """Tokens/s of the best with so many layers on GPUs, as bars."""
-    curve, chosen = result.decision.split_curve, result.decision.chosen.configuration
-    if not curve:
+    points, chosen = result.decision.split_curve, result.decision.chosen.configuration
+    if not points:
         return [("split", "all layers are on the CPU: there is no GPU that was timed")]
-    best = max(point.tokens_per_s or 0.0 for point in curve)
-    width = len(str(curve[-1].gpu_layers))
+    best = max(point.tokens_per_s or 0.0 for point in points)
+    width = len(str(points[-1].gpu_layers))
     lines = [("split", "tokens/s of the best configuration by layers on GPUs:")]
-    for point in curve:
+    for point in points:
         here = " <- chosen" if point.gpu_layers == _on_gpus(chosen) else ""
         lines.append(("split", f"{point.gpu_layers:>{width}} {_figures(point, best)}{here}"))
     return lines

@@ -20,7 +20,7 @@ from autotune.bench.shortfalls import check_complete
 from autotune.conclusion import Evidence, check_fits, conclude, tier_of
 from autotune.costmodel.heldout import fit
 from autotune.costmodel.model import CostModel
-from autotune.errors import ConstraintError, ResultNotFoundError, StoreError
+from autotune.errors import ConstraintError, ResultNotFoundError, StoreError, UsageError
 from autotune.host.detect import detect
 from autotune.host.kernels import find_kernels
 from autotune.loader import find_answer, load_result
@@ -192,6 +192,10 @@ def record(models: Sequence[str], *, budget_s: float | None, progress: Progress 
         AutotuneError: As for ``tune``.
     """
     options = Options(workload="offline")
+    host = detect()
+    for model in models:  # before the first one is timed
+        variants = read_variants(model, options.format, find_kernels(host))
+        check_fits(variants, _workload(options, variants[0], host), host)
     found = [_benchmark(model, options, budget_s=budget_s, quick=False, progress=progress) for model in models]
     names = ", ".join(evidence.models[0].name for evidence in found)
     return Recording(
@@ -212,25 +216,42 @@ def replay(recording: Recording, model: str | os.PathLike[str], options: Options
         options: As for ``tune``.
 
     Raises:
-        ModelError, UsageError, MemoryLimitError, ConstraintError: As for ``tune``.
+        ModelError, MemoryLimitError, ConstraintError: As for ``tune``.
+        UsageError: As for ``tune``; or a kernel was asked for, which is about timing.
         ResultNotFoundError: The recording doesn't hold what the model needs.
     """
     started = time.monotonic()
     options = options or Options()
-    host = recording.host
-    missing = []
+    if options.kernel is not None:
+        raise UsageError("--kernel is about timing, and --replay times nothing: leave one of them out")
+    host, missing = recording.host, []
     for campaign in recording.campaigns:
         models = read_variants(model, options.format, campaign.kernels, host.cpu.architecture)
         workload = _workload(options, models[0], host)
-        tasks, _ = _plans(models, host, workload, campaign.kernels, options.kernel, quick=True)
-        wanting = describe_first_missing(tasks, (found.point for found in campaign.measurements()))
+        wanting = _wanting(campaign, models, host, workload)
         if wanting is None:
             cost_model, reports = fit(campaign)
-            evidence = Evidence(models, host, campaign, cost_model, reports)
-            return conclude(evidence, workload, started=started, trials=TRIALS)
+            result = conclude(
+                Evidence(models, host, campaign, cost_model, reports), workload, started=started, trials=TRIALS
+            )
+            kind = "a synthetic host, which nobody measured" if recording.synthetic else "a recorded host"
+            return replace(
+                result, provenance="replayed", warnings=(f"decided for {kind}: {recording.note}", *result.warnings)
+            )
         missing.append(wanting)
     what = f"the recording of {host.label} has no measurements of {os.fspath(model)}"
     raise ResultNotFoundError(f"{what}: expected {missing[0]}" if missing else f"{what}: it holds none at all")
+
+
+def _wanting(campaign: Campaign, models: Sequence[Model], host: Host, workload: Workload) -> str | None:
+    """What a decision can't do without and a recorded campaign lacks, in words; None: it is all there.
+
+    A GPU that could not be timed is no part of the decision, so nothing of it is needed.
+    """
+    tasks, gpus = _plans(models, host, workload, campaign.kernels or find_kernels(host), None, quick=True)
+    timed = {run.devices[0] for run in campaign.gpus if run.failure is None}
+    needed = (*tasks, *(task for gpu in gpus if gpu.devices[0] in timed for task in gpu.tasks))
+    return describe_first_missing(needed, (found.point for found in campaign.measurements()))
 
 
 def conclude_again(saved: Result, workload: Workload, host: Host, *, started: float | None = None) -> Result:

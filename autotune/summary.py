@@ -6,7 +6,7 @@ import os
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -114,25 +114,28 @@ def kernels(result: Result) -> str:
     groups: dict[tuple[str, str], list[SiteKernels]] = {}
     for site in result.kernels:
         groups.setdefault((site.device, site.format), []).append(site)
-    parts = []
+    devices: dict[str, list[str]] = {}
     for (device, name), sites in groups.items():
-        by_tokens = [{int(m): kernel for m, kernel in {**site.prefill, **site.decode}.items()} for site in sites]
-        runs: list[str] = []
-        previous = None
-        for m in sorted({m for kernels in by_tokens for m in kernels}):
-            kernel = Counter(kernels[m] for kernels in by_tokens if m in kernels).most_common(1)[0][0]
-            if kernel != previous:
-                path = paths.get((kernel, name))
-                known = (
-                    kernel
-                    if path in (None, kernel) or any(run.startswith(kernel) for run in runs)
-                    else f"{kernel} ({path})"
-                )
-                runs.append(f"{known} from m = {m}" if runs else known)
-                previous = kernel
-        where = "" if device == "cpu" else f"on {device} "
-        parts.append(f"{where}{name} {', '.join(runs)}")
-    return "; ".join(parts)
+        devices.setdefault(f"{name} {_fastest(sites, paths)}", []).append(device)
+    return "; ".join(
+        fastest if names == ["cpu"] else f"on {' and '.join(names)} {fastest}" for fastest, names in devices.items()
+    )
+
+
+def _fastest(sites: Sequence[SiteKernels], paths: Mapping[tuple[str, str], str | None]) -> str:
+    """The fastest kernels of one format's sites on a device, each from the m on from which it is."""
+    by_tokens = [{int(m): kernel for m, kernel in {**site.prefill, **site.decode}.items()} for site in sites]
+    runs: list[str] = []
+    previous = None
+    for m in sorted({m for kernels in by_tokens for m in kernels}):
+        kernel = Counter(kernels[m] for kernels in by_tokens if m in kernels).most_common(1)[0][0]
+        if kernel != previous:
+            path = paths.get((kernel, sites[0].format))
+            named = path in (None, kernel) or any(run.startswith(kernel) for run in runs)
+            known = kernel if named else f"{kernel} ({path})"
+            runs.append(f"{known} from m = {m}" if runs else known)
+            previous = kernel
+    return ", ".join(runs)
 
 
 def figures(candidate: Candidate) -> str:
@@ -216,7 +219,7 @@ def _gpu_run(run: GpuRun, campaign: Campaign) -> str:
     all_points = [found for found in campaign.outcomes if found.point.device == run.devices[0]]
     parts = [f"{len(own)} of {len(all_points)} points in {run.spent_s:.1f} s"]
     if len(run.devices) > 1:
-        parts.append(f"the same for {', '.join(run.devices[1:])}")
+        parts.append(f"the same for {', '.join(sorted(run.devices[1:]))}")
     if run.free_bytes is not None:
         parts.append(
             f"{readable_bytes(run.free_bytes)} free, of which a context takes {readable_bytes(run.context_bytes)}"
@@ -271,7 +274,7 @@ def _searched(result: Result) -> str:
         f"all ranked in {search.ranking_time_s * 1e3:.1f} ms"
     )
     if search.study is not None and search.study.gap is not None:
-        line += f"; Optuna ({search.study.trials} trials) came within {search.study.gap:.1%} of the best"
+        line += f"; the best that Optuna found in {search.study.trials} trials is {search.study.gap:.1%} slower"
     return line
 
 

@@ -140,7 +140,7 @@ def test_a_gpu_without_torch_leaves_the_cpu_and_one_line(
     pretend(monkeypatch)
     path = tmp_path / "small.json"
     path.write_text(json.dumps(SMALL))
-    missing = "torch isn't installed: pip install 'bitnet-autotune[gpu]'"
+    missing = "torch isn't installed (the extra gpu): pip install torch"
     found = (*find_kernels(detect.detect()), Kernel("torch", "I2_S", None, missing, "gpu"))
     monkeypatch.setattr(pipeline, "find_kernels", lambda _: (*found, replace(found[-1], format="F16")))
     result = pipeline.measure(path, Options(), budget_s=3.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from autotune.bench.plan import Task, describe, describe_first_missing
 from autotune.bench.rivals import REFERENCE
@@ -49,17 +49,18 @@ def check_complete(campaign: Campaign, tasks: Sequence[Task]) -> None:
     )
 
 
-def shortfalls(campaign: Campaign, model: Model) -> tuple[str, ...]:
+def shortfalls(campaign: Campaign, model: Model, used: Collection[str]) -> tuple[str, ...]:
     """What wasn't timed, what to mistrust, and what was timed in place of something else; one sentence each.
 
     Args:
         campaign: What was timed.
         model: The model that it counts for, in the format that was chosen.
+        used: The devices that are to run it.
     """
     return (
         *_failures(campaign),
         *_numpy_alone(campaign),
-        *(line for run in campaign.gpus for line in _of_gpu(run, model)),
+        *(line for run in campaign.gpus for line in _of_gpu(run, model, used)),
     )
 
 
@@ -81,7 +82,7 @@ def _failures(campaign: Campaign) -> tuple[str, ...]:
     )
 
 
-def _of_gpu(run: GpuRun, model: Model) -> Iterator[str]:
+def _of_gpu(run: GpuRun, model: Model, used: Collection[str]) -> Iterator[str]:
     """What a kind of GPU fell short of."""
     devices = " and ".join(run.devices)
     if run.failure is not None:
@@ -96,7 +97,7 @@ def _of_gpu(run: GpuRun, model: Model) -> Iterator[str]:
     held_back = [reason for reason in clocks.throttle_reasons if reason not in _INTENDED] if clocks else []
     if held_back:
         yield f"the clocks of {run.devices[0]} were held back while it was timed ({', '.join(held_back)})"
-    for weight_format, stored in _repacked(model):
+    for weight_format, stored in _repacked(model) if any(device in used for device in run.devices) else ():
         yield f"on {devices} {weight_format} weights are held as {stored}, for which there are kernels"
 
 

@@ -12,7 +12,8 @@ from autotune.records.measurement import Campaign
 from autotune.records.model import MemoryUse, Model
 
 WorkloadName = Literal["chat", "server", "offline"]
-Provenance = Literal["measured", "imported"]
+Provenance = Literal["measured", "imported", "replayed"]
+"""measured: on the host that it is for. imported: on another one of its kind. replayed: decided from a recording."""
 
 
 class Workload(Record, frozen=True):

@@ -15,7 +15,7 @@ from autotune.records import Attention, Gpu, Gpus, Kernel, Layer, Site
 from tests.builders import build_host, build_model, build_workload
 
 GIB = 1 << 30
-NO_TORCH = "torch isn't installed: pip install 'bitnet-autotune[gpu]'"
+NO_TORCH = "torch isn't installed (the extra gpu): pip install torch"
 FORMATS = ("I2_S", "I2_S_ARM", "F16")
 ABLE = tuple(Kernel(name, held, "sm_90", None, "gpu") for name in ("triton", "torch") for held in FORMATS)
 ON_CPU = tuple(Kernel("numpy", name, None, None) for name in (*FORMATS, "TL2"))

@@ -28,8 +28,8 @@ def failed(device, kind, message, m=7):
     return Failure(Point("matmul", device, "torch", 1, m, "I2_S", 256, 256), kind, message)
 
 
-def lines(*outcomes, gpus=(), model=None):
-    return shortfalls(campaign(*outcomes, gpus=gpus), model or build_model())
+def lines(*outcomes, gpus=(), model=None, used=("cpu", "cuda:0", "cuda:1")):
+    return shortfalls(campaign(*outcomes, gpus=gpus), model or build_model(), used)
 
 
 def test_with_all_timed_there_is_nothing_to_say():
@@ -87,6 +87,7 @@ class TestGpus:
             "on cuda:0 and cuda:1 TL2 weights are held as I2_S, for which there are kernels",
         )
         assert lines(gpus=(GpuRun(("cuda:0",), "no torch"),), model=model) == ("no layer is put on cuda:0: no torch",)
+        assert lines(gpus=(GpuRun(("cuda:0",), None),), model=model, used=("cpu",)) == ()
 
 
 class TestComplete:
