@@ -8,7 +8,7 @@ from autotune.errors import BudgetError, UsageError
 
 DEFAULT_BUDGET_S = 24.0
 QUICK_BUDGET_S = 7.5
-GPU_BUDGET_S = 12.0
+GPU_BUDGET_S = 20.0
 """What a GPU adds to the default budget: starting torch on it and compiling its kernels take most of that."""
 
 RECORDED_MODEL = "bitnet-b1.58-2B-4T"

@@ -336,7 +336,7 @@ def test_prefill_uses_efficiency_cores_that_decode_leaves_alone() -> None:
 def test_a_gpu_without_room_is_named_with_the_reason() -> None:
     """And nothing is put on it."""
     result = replayed("gpu-almost-full", SMALL, "chat")
-    assert [line for line in result.warnings if "cuda:0" in line and "300 MB of it are free" in line]
+    assert [line for line in result.warnings if "cuda:0" in line and "315 MB of its memory free" in line]
     assert result.decision.split_curve == ()
     assert result.device_config.gpu_memory_fraction is None
 

@@ -22,6 +22,7 @@ from autotune.bench.gpu_subjects import GpuSubjects
 from autotune.bench.messages import GpuFacts, Job, Prepared
 from autotune.bench.plan import Task
 from autotune.bench.rig import DeviceLostError, DeviceUnusableError, Send, Subject
+from autotune.model.memory import readable_bytes
 from autotune.records.measurement import FailureKind
 from ternary_kernels.cuda.arena import ALIGNMENT, DeviceArena
 from ternary_kernels.cuda.product import get_product
@@ -70,13 +71,16 @@ class GpuRig:
         self._busy_before = self._monitor.busy()
         told = self._monitor.free_bytes()
         if self._is_cuda:
-            self._make_context()
+            self._make_context(told)
         # Where NVML doesn't tell, memory counts from when there was a context to ask in, and so without it.
         self._free_before = told if told is not None else self._free_bytes()
         return self
 
-    def _make_context(self) -> None:
+    def _make_context(self, free_bytes: int | None) -> None:
         """Have torch take hold of the GPU, and run something on it.
+
+        Args:
+            free_bytes: Memory that NVML says is free; None: it doesn't say.
 
         Raises:
             DeviceUnusableError: It can't; says why.
@@ -91,7 +95,10 @@ class GpuRig:
             torch.ones(1, device=self._device).add_(1)
             torch.cuda.synchronize()
         except Exception as error:  # torch wraps what goes wrong at its start in errors of several kinds
-            raise DeviceUnusableError(f"torch {torch.__version__} can't use it: {_sentence(error)}") from error
+            why = _sentence(error)
+            if free_bytes is not None and _OUT_OF_MEMORY.search(why):
+                why += f", with {readable_bytes(free_bytes)} of its memory free"
+            raise DeviceUnusableError(f"torch {torch.__version__} can't use it: {why}") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -37,7 +37,7 @@ def define(monkeypatch):
     def define(name, spoil=lambda out: None, compiles=lambda product: None, base=TorchTernary):
         class Spoilt(base):
             kernel = name
-            formats = ()
+            formats = ()  # registers nothing
 
             def compile(self):
                 compiles(self)
@@ -46,6 +46,7 @@ def define(monkeypatch):
                 super()._multiply(x, weights, out)
                 spoil(out)
 
+        Spoilt.formats = base.formats
         monkeypatch.setitem(PRODUCTS, (name, "F16" if base is TorchHalf else "I2_S"), Spoilt)
 
     return define

@@ -155,6 +155,11 @@ class TestUnusable:
             self.enter(build()[0])
         assert str(raised.value) == f"torch {torch.__version__} can't use it: {sentence}"
 
+    def test_a_context_that_finds_no_memory_is_told_with_what_is_free(self, build, cuda):
+        cuda.error = RuntimeError("CUDA error: out of memory")
+        with pytest.raises(DeviceUnusableError, match=r"out of memory, with 315 MB of its memory free$"):
+            self.enter(build(FakeMonitor(300 * MIB))[0])
+
     def test_so_does_torch_where_it_wraps_its_errors(self, build, cuda):
         cuda.error = torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization with error: unknown")
         with pytest.raises(DeviceUnusableError, match="can't use it: CUDA call failed lazily"):

@@ -1,30 +1,54 @@
-"""What a worker says when its device is lost, on synthetic events."""
+"""What a worker does with its time; all else of it is seen through campaigns, as processes."""
 
 from __future__ import annotations
 
-import io
+import time
 
-import pytest
+from autotune.bench.messages import Failed, Job, Prepared
+from autotune.bench.rig import Subject
+from autotune.bench.worker import _sample
 
-from autotune.bench.messages import Failed, Ready, Started, Unusable, event_decoder
-from autotune.bench.worker import Channel
+TASKS = 5
+BUILD_S = 0.1
 
 
-@pytest.mark.parametrize(
-    ("before", "said"),
-    [
-        ([Started((3, 5), None)], [Failed(3, "crashed", "lost"), Failed(5, "crashed", "lost")]),
-        ([Started((3,), None), Ready(1), Started((4,), 0.1)], [Failed(4, "crashed", "lost")]),
-        ([], [Unusable("lost")]),
-        ([Started((3,), None), Started((), None)], [Unusable("lost")]),
-    ],
-    ids=["several", "the last", "nothing yet", "nothing any more"],
-)
-def test_a_lost_device_is_blamed_on_what_is_at_stake_and_if_nothing_is_it_cannot_be_used(before, said):
-    stream = io.BytesIO()
-    channel = Channel(stream)
-    for event in before:
-        channel.send(event)
-    channel.give_up("lost")
-    events = [event_decoder.decode(line) for line in stream.getvalue().splitlines()]
-    assert events == [*before, *said]
+class SlowRig:
+    """A rig whose calls take long to build, as graphs of many launches do."""
+
+    def __init__(self):
+        self.built = []
+
+    def prepare(self):
+        return Prepared(0)
+
+    def build(self, task):
+        time.sleep(BUILD_S)
+        self.built.append(task)
+        return Subject(lambda: None)
+
+    def between_blocks(self):
+        pass
+
+
+def test_calls_are_built_as_long_as_that_leaves_time_to_make_them(product):
+    """The most important ones first; those that it doesn't come to are nobody's failure."""
+    rig, events = SlowRig(), []
+    deadline = time.monotonic() + TASKS / 2 * BUILD_S
+    tasks = tuple(product(m=m) for m in range(1, TASKS + 1))
+    job = Job(
+        model=None,
+        tasks=tasks,
+        samples_s=((),) * TASKS,
+        skip=(),
+        cpus=(0,),
+        cold_bytes=0,
+        least_cold_bytes=0,
+        deadline=deadline,
+        end=deadline,
+        kernel_modules=(),
+        seed=0,
+    )
+    _sample(job, rig, set(), events.append)
+    assert 1 <= len(rig.built) < TASKS
+    assert tuple(rig.built) == tasks[: len(rig.built)]
+    assert not [event for event in events if isinstance(event, Failed)]

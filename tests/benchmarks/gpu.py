@@ -7,9 +7,9 @@
 3. a full `python -m autotune` for both models, with the curve over GPU layers;
 4. the host as a recording, and whether its replay decides the same as each tune did.
 
-Needs Python 3.11, torch 2.11 built for CUDA, triton 3.6, and these packages, all of which are small and pure or have
-wheels: archspec, filelock, gguf, llvmlite, msgspec, numpy, nvidia-ml-py, optuna, psutil, rich, threadpoolctl; and for
-step 1 pytest and hypothesis. What is missing is named before anything runs.
+Needs Python 3.11 with its headers, a C compiler for Triton, torch 2.11 built for CUDA, triton 3.6, and these packages,
+all of which are small and pure or have wheels: archspec, filelock, gguf, llvmlite, msgspec, numpy, nvidia-ml-py,
+optuna, psutil, rich, threadpoolctl; and for step 1 pytest and hypothesis. What is missing is named at once.
 """
 
 from __future__ import annotations

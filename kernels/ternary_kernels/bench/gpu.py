@@ -23,7 +23,7 @@ from ternary_kernels.bench.shapes import MODELS, ModelShapes, Shape
 try:
     import torch
 except ImportError:
-    sys.exit("python -m ternary_kernels.bench.gpu: torch isn't installed: pip install 'bitnet-autotune[gpu]'")
+    sys.exit("python -m ternary_kernels.bench.gpu: torch isn't installed (the extra gpu): pip install torch")
 
 from ternary_kernels.cuda.activations import Quantized, quantize
 from ternary_kernels.cuda.arena import DeviceArena

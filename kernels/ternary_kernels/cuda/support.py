@@ -67,7 +67,7 @@ def available_on_gpu(compute_capability: tuple[int, int] | None) -> tuple[Availa
 def _missing(kernel: str, compute_capability: tuple[int, int] | None) -> str | None:
     """Why a kernel can't run here on a GPU of that compute capability, whatever the format; None if it can."""
     if find_spec("torch") is None:
-        return "torch isn't installed: pip install 'bitnet-autotune[gpu]'"
+        return "torch isn't installed (the extra gpu): pip install torch"
     if kernel != "triton":
         return None
     if find_spec("triton") is None:

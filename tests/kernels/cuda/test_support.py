@@ -50,7 +50,7 @@ def test_triton_runs_what_a_gpu_stores_and_torch_every_ternary_format(installed)
 
 def test_without_torch_nothing_runs_and_the_extra_is_named(installed):
     installed("triton")
-    assert set(reasons((9, 0)).values()) == {"torch isn't installed: pip install 'bitnet-autotune[gpu]'"}
+    assert set(reasons((9, 0)).values()) == {"torch isn't installed (the extra gpu): pip install torch"}
 
 
 def test_without_triton_torch_runs(installed):
