@@ -69,12 +69,25 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """Find out before minutes of measuring whether a recording could be written.
 
     Raises:
-        StoreError: It couldn't: the folder is missing or can't be written to, or there is a folder of that name.
+        StoreError: It couldn't: the folder is missing or can't be written to, or what has that name is no recording.
     """
-    target = os.path.realpath(os.fspath(path))
+    name = os.fspath(path)
+    target = os.path.realpath(name)
     folder = os.path.dirname(target)  # noqa: PTH120 (the module works on names)
     if os.path.isdir(target) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):  # noqa: PTH112
-        raise StoreError(f"{os.fspath(path)}: the recording can't be written: expected a file in a folder that can be")
+        raise StoreError(f"{name}: the recording can't be written: expected a file in a folder that can be")
+    if os.path.lexists(target) and not _is_recording(target):
+        raise StoreError(
+            f"{name}: the recording would replace what is no recording: expected a new name, or a recording's"
+        )
+
+
+def _is_recording(path: str) -> bool:
+    """Whether a file begins like a recording of any version; nothing but a regular file does."""
+    try:
+        return os.path.isfile(path) and read_file(path).startswith(_BEGINNING)  # noqa: PTH113
+    except (BadEntry, OSError):
+        return False
 
 
 def write(path: str | os.PathLike[str], recording: Recording) -> None:

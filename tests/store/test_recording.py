@@ -146,6 +146,17 @@ def test_a_place_that_takes_no_file_is_found_out_before_measuring(tmp_path: Path
     assert [left.name for left in tmp_path.iterdir()] == ["host.json"]
 
 
+@pytest.mark.parametrize("content", [b"{}", b"", b"hidden_size: 1"])
+def test_what_is_no_recording_is_not_replaced(tmp_path: Path, content: bytes) -> None:
+    """A model's file whose name was given in place of a new one is still there, and so is a device."""
+    path = tmp_path / "model.json"
+    path.write_bytes(content)
+    for place in (path, Path("/dev/null")):
+        with pytest.raises(StoreError, match="would replace what is no recording: expected a new name"):
+            recording.check_writable(place)
+    assert path.read_bytes() == content
+
+
 # What can't be read
 
 
