@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autotune.bench.plan import Task
 from autotune.bench.rig import Call, Subject
+from autotune.model.sites import layer_geometry
 from autotune.records import Model, Point
 from ternary_kernels.cuda.activations import Quantized, quantize
 from ternary_kernels.cuda.arena import DeviceArena
@@ -147,17 +148,7 @@ class GpuSubjects:
         from ternary_kernels.cuda.backends import get_backend
 
         assert self._model is not None
-        model, geometry = self._model, self._model.attention
-        return get_backend(point.kernel).small_ops(
-            model.hidden_size,
-            model.intermediate_size,
-            geometry.heads,
-            geometry.kv_heads,
-            geometry.head_dim,
-            model.activation,
-            point.m,
-            self._device,
-        )
+        return get_backend(point.kernel).small_ops(layer_geometry(self._model), point.m, self._device)
 
     def _read(self, point: Point) -> tuple[Call, int]:
         half = point.k_in // 2

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from autotune.bench.plan import Task
 from autotune.bench.rig import Call
+from autotune.model.sites import layer_geometry
 from autotune.records import Model
 from ternary_kernels.activations import Quantized, quantize
 from ternary_kernels.arena import Arena
@@ -76,12 +77,11 @@ class Subjects:
 
     def _small_ops(self, task: Task) -> Call:
         assert self._model is not None
-        model, geometry, m = self._model, self._model.attention, task.point.m
-        sizes = model.hidden_size, model.intermediate_size, geometry.heads, geometry.kv_heads, geometry.head_dim
+        geometry, m = layer_geometry(self._model), task.point.m
         if m > self._workspace_tokens:
-            self._workspace, self._workspace_tokens = Workspace(*sizes, m), m
+            self._workspace, self._workspace_tokens = Workspace(geometry, m), m
         team = self._teams[task.point.threads]
-        return get_backend(task.point.kernel).small_ops(*sizes, model.activation, m, team, self._workspace)
+        return get_backend(task.point.kernel).small_ops(geometry, m, team, self._workspace)
 
     def _attention(self, task: Task) -> Call:
         assert self._model is not None

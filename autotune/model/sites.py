@@ -12,6 +12,7 @@ from autotune.errors import ModelError, UsageError
 from autotune.records import Attention, Layer, Model, Site
 from ternary_kernels.cuda.support import stored_as
 from ternary_kernels.formats import get_format
+from ternary_kernels.geometry import LayerGeometry
 
 _ARM_MACHINES = ("aarch64", "arm64")
 
@@ -28,6 +29,19 @@ def layer_shapes(hidden: int, intermediate: int, attention: Attention) -> dict[s
         "up": (intermediate, hidden),
         "down": (hidden, intermediate),
     }
+
+
+def layer_geometry(model: Model) -> LayerGeometry:
+    """The widths of a model's layers, which are all alike."""
+    attention = model.attention
+    return LayerGeometry(
+        model.hidden_size,
+        model.intermediate_size,
+        attention.heads,
+        attention.kv_heads,
+        attention.head_dim,
+        model.activation,
+    )
 
 
 def check_known(weight_format: str) -> None:

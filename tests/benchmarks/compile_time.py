@@ -22,13 +22,14 @@ KERNELS = {
     "F16, m = 1": "get_kernel('native', 'F16')('F16', 6912, 2560, 1, team)",
     "attention, m = 1": "get_backend('native').attention(20, 5, 128, 1, 1024, team)",
     "attention, m = 256": "get_backend('native').attention(20, 5, 128, 256, 0, team)",
-    "a layer's small operations": "get_backend('native').small_ops(2560, 6912, 20, 5, 128, 'relu2', 1)",
+    "a layer's small operations": "get_backend('native').small_ops(LayerGeometry(2560, 6912, 20, 5, 128, 'relu2'), 1)",
 }
 BUILD = """
 import time
 import numpy
 start = time.perf_counter()
 from ternary_kernels.backends import get_backend
+from ternary_kernels.geometry import LayerGeometry
 from ternary_kernels.matmul import get_kernel
 from ternary_kernels.team import Team
 with Team(1) as team:

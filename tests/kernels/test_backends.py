@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ternary_kernels.backends import BACKENDS, get_backend
+from ternary_kernels.geometry import LayerGeometry
 from ternary_kernels.native import amx
 from ternary_kernels.team import Team
 
@@ -26,7 +27,7 @@ def test_attention_and_small_operations_agree(team):
         backend = get_backend(name)
         assert backend.name == name
         outs.append(backend.attention(8, 2, 32, 3, 100, team)(query, keys, values, np.empty_like(query)))
-        inputs.append(backend.small_ops(64, 176, 6, 2, 16, "silu", 3, team)())
+        inputs.append(backend.small_ops(LayerGeometry(64, 176, 6, 2, 16, "silu"), 3, team)())
     np.testing.assert_allclose(*outs, rtol=0, atol=1e-5)
     for first, second in zip(*inputs, strict=True):
         assert np.abs(first.values.astype(int) - second.values).max() <= 1

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ternary_kernels.cuda.activations import Quantized, quantize
+from ternary_kernels.geometry import Activation, LayerGeometry
 from ternary_kernels.reference import layer_ops as reference
-from ternary_kernels.reference.layer_ops import EPSILON, Activation
+from ternary_kernels.reference.layer_ops import EPSILON
 
 
 class Attention:
@@ -125,11 +126,7 @@ class Workspace:
     """What the small operations of a layer work on: the numbers that ``reference.layer_ops.Workspace`` draws.
 
     Args:
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of the gate.
-        heads: Query heads.
-        kv_heads: Key heads.
-        head_dim: Elements per head, even.
+        geometry: The layer's widths.
         m: Tokens.
         device: Where it lies.
 
@@ -144,15 +141,11 @@ class Workspace:
 
     def __init__(
         self,
-        hidden_size: int,
-        intermediate_size: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
+        geometry: LayerGeometry,
         m: int,
         device: torch.device | str,
     ) -> None:
-        drawn = reference.Workspace(hidden_size, intermediate_size, heads, kv_heads, head_dim, m)
+        drawn = reference.Workspace(geometry, m)
 
         def put(array: reference.Floats) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -168,29 +161,19 @@ class SmallOps:
     They are those of ``reference.layer_ops.SmallOps``, of the same numbers.
 
     Args:
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of the gate.
-        heads: Query heads.
-        kv_heads: Key heads.
-        head_dim: Elements per head, even.
-        activation: The gate's function.
+        geometry: The layer's widths.
         m: Tokens.
         device: Where they lie.
     """
 
     def __init__(
         self,
-        hidden_size: int,
-        intermediate_size: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        activation: Activation,
+        geometry: LayerGeometry,
         m: int,
         device: torch.device | str,
     ) -> None:
-        self._activation = activation
-        self._memory = Workspace(hidden_size, intermediate_size, heads, kv_heads, head_dim, m, device)
+        self._activation = geometry.activation
+        self._memory = Workspace(geometry, m, device)
 
     def __call__(self) -> Inputs:
         """Run them; returns what the layer's products would take."""

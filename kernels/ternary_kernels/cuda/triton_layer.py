@@ -19,7 +19,8 @@ from ternary_kernels.cuda.layer_kernels import (
     rotate_kernel,
 )
 from ternary_kernels.cuda.layer_ops import Inputs, SmallOps
-from ternary_kernels.reference.layer_ops import EPSILON, Activation
+from ternary_kernels.geometry import Activation, LayerGeometry
+from ternary_kernels.reference.layer_ops import EPSILON
 
 
 class TritonQuantizer:
@@ -135,33 +136,23 @@ class TritonSmallOps(SmallOps):
     As in ``SmallOps``, but each residual is added in the pass that norms and quantises the sum.
 
     Args:
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of the gate.
-        heads: Query heads.
-        kv_heads: Key heads.
-        head_dim: Elements per head, even.
-        activation: The gate's function.
+        geometry: The layer's widths.
         m: Tokens.
         device: Where they lie.
     """
 
     def __init__(
         self,
-        hidden_size: int,
-        intermediate_size: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        activation: Activation,
+        geometry: LayerGeometry,
         m: int,
         device: torch.device | str,
     ) -> None:
-        super().__init__(hidden_size, intermediate_size, heads, kv_heads, head_dim, activation, m, device)
+        super().__init__(geometry, m, device)
         memory = self._memory
         # Added to the stream, it leaves that as it is, call after call.
         self._residual = torch.zeros_like(memory.stream)
         self._rotated = torch.empty_like(memory.query), torch.empty_like(memory.key)
-        self._mixed = self._rotated[0].view(m, heads * head_dim)
+        self._mixed = self._rotated[0].flatten(1)
         self._inputs = Inputs(*(room(x) for x in (memory.stream, self._mixed, memory.stream, memory.gated)))
 
     def __call__(self) -> Inputs:

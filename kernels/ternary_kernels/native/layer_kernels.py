@@ -9,6 +9,7 @@ from typing import get_args
 from llvmlite import ir
 
 from ternary_kernels.activations import FLOOR
+from ternary_kernels.geometry import Activation
 from ternary_kernels.native import elementary
 from ternary_kernels.native.emit import (
     F32,
@@ -25,7 +26,6 @@ from ternary_kernels.native.emit import (
     vector,
     zeros,
 )
-from ternary_kernels.reference.layer_ops import Activation
 
 _SUMS = 4  # that grow side by side
 

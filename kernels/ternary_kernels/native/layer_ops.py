@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ternary_kernels.activations import Quantized, check_activations
+from ternary_kernels.geometry import Activation, LayerGeometry
 from ternary_kernels.native import compiler
 from ternary_kernels.native import isa as paths
 from ternary_kernels.native.crew import callable_at
 from ternary_kernels.native.isa import Isa
 from ternary_kernels.native.layer_kernels import KERNELS
 from ternary_kernels.native.words import Words
-from ternary_kernels.reference.layer_ops import EPSILON, Activation, Floats, Inputs, SmallOps, Workspace, room
+from ternary_kernels.reference.layer_ops import EPSILON, Floats, Inputs, SmallOps, Workspace, room
 from ternary_kernels.team import Team
 
 Operand = NDArray[Any] | int | float
@@ -205,12 +206,7 @@ class NativeSmallOps(SmallOps):
     As in ``SmallOps``, but each residual is added in the pass that norms and quantises the sum.
 
     Args:
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of the gate.
-        heads: Query heads.
-        kv_heads: Key heads.
-        head_dim: Elements per head, even.
-        activation: The gate's function.
+        geometry: The layer's widths.
         m: Tokens.
         team: Shares the tokens if there are several; None: the calling thread does all.
         workspace: Memory to share with others of the same geometry; None: its own.
@@ -219,18 +215,14 @@ class NativeSmallOps(SmallOps):
 
     def __init__(
         self,
-        hidden_size: int,
-        intermediate_size: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        activation: Activation,
+        geometry: LayerGeometry,
         m: int,
         team: Team | None = None,
         workspace: Workspace | None = None,
         isa: Isa | None = None,
     ) -> None:
-        super().__init__(hidden_size, intermediate_size, heads, kv_heads, head_dim, activation, m, team, workspace)
+        super().__init__(geometry, m, team, workspace)
+        _, intermediate_size, heads, kv_heads, head_dim, activation = geometry
         memory, inputs = self._memory, self._memory.inputs
         stream_norm, attention_norm, gate_norm = memory.norms
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ternary_kernels.activations import Quantized, quantize
+from ternary_kernels.geometry import Activation, LayerGeometry
 from ternary_kernels.reference.products import HALF_BIAS, widen
 from ternary_kernels.team import Team, share
 
 Floats = NDArray[np.float32]
 Halves = NDArray[np.float16]
-Activation = Literal["silu", "relu2", "gelu"]
 
 EPSILON = 1e-5
 """Added to a mean square before its root is taken."""
@@ -151,17 +151,12 @@ class Workspace:
     The inputs are random and drawn once: what is timed depends on the shapes alone.
 
     Args:
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of the gate.
-        heads: Query heads.
-        kv_heads: Key heads.
-        head_dim: Elements per head, even.
+        geometry: The layer's widths.
         m: Most tokens.
     """
 
-    def __init__(
-        self, hidden_size: int, intermediate_size: int, heads: int, kv_heads: int, head_dim: int, m: int
-    ) -> None:
+    def __init__(self, geometry: LayerGeometry, m: int) -> None:
+        hidden_size, intermediate_size, heads, kv_heads, head_dim, _ = geometry
         rng = np.random.default_rng(0)
         angles = rng.random((m, head_dim // 2), np.float32)
         self.cos, self.sin = np.cos(angles), np.sin(angles)
@@ -196,12 +191,7 @@ class SmallOps:
     thread: handing it to a team would cost more than it does.
 
     Args:
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of the gate.
-        heads: Query heads.
-        kv_heads: Key heads.
-        head_dim: Elements per head, even.
-        activation: The gate's function.
+        geometry: The layer's widths.
         m: Tokens.
         team: Shares the tokens if there are several; None: the calling thread does all.
         workspace: Memory to share with others of the same geometry; None: its own.
@@ -209,19 +199,14 @@ class SmallOps:
 
     def __init__(
         self,
-        hidden_size: int,
-        intermediate_size: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        activation: Activation,
+        geometry: LayerGeometry,
         m: int,
         team: Team | None = None,
         workspace: Workspace | None = None,
     ) -> None:
-        self._activation = activation
+        self._activation = geometry.activation
         self._team = team if m > 1 else None
-        own = workspace or Workspace(hidden_size, intermediate_size, heads, kv_heads, head_dim, m)
+        own = workspace or Workspace(geometry, m)
         self._memory = own.first(m)
 
     def __call__(self) -> Inputs:

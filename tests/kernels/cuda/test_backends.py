@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ternary_kernels.cuda.backends import BACKENDS, get_backend
+from ternary_kernels.geometry import LayerGeometry
 
 USABLE = [name for name in BACKENDS if name == "torch" or find_spec("triton") is not None]
 
@@ -15,7 +16,8 @@ USABLE = [name for name in BACKENDS if name == "torch" or find_spec("triton") is
 @pytest.mark.parametrize("activation", ["silu", "relu2", "gelu"])
 @pytest.mark.parametrize("m", [1, 3])
 def test_small_operations_agree(device, activation, m):
-    found = [get_backend(name).small_ops(64, 176, 6, 2, 16, activation, m, device)() for name in USABLE]
+    geometry = LayerGeometry(64, 176, 6, 2, 16, activation)
+    found = [get_backend(name).small_ops(geometry, m, device)() for name in USABLE]
     for inputs in found[1:]:
         for first, second in zip(found[0], inputs, strict=True):
             assert (first.values.int() - second.values.int()).abs().max() <= 1

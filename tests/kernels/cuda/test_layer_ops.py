@@ -7,6 +7,7 @@ import torch
 from ternary_kernels.activations import quantize as numpy_quantize
 from ternary_kernels.cuda.activations import quantize, with_sums
 from ternary_kernels.cuda.layer_ops import Attention, SmallOps, gate, rms_norm, rotate
+from ternary_kernels.geometry import LayerGeometry
 from ternary_kernels.reference import layer_ops as reference
 from ternary_kernels.team import Team
 
@@ -119,9 +120,9 @@ def test_operands_that_do_not_fit_are_refused(put, device, spoilt, change, messa
 @pytest.mark.parametrize("activation", ["silu", "relu2", "gelu"])
 def test_small_operations_give_what_numpys_give(device, activation, m):
     """Of the same numbers; where the last bit of a norm differs, a value on the edge may be rounded the other way."""
-    geometry = 64, 176, 6, 2, 16
-    found = SmallOps(*geometry, activation, m, device)()
-    wanted = reference.SmallOps(*geometry, activation, m)()
+    geometry = LayerGeometry(64, 176, 6, 2, 16, activation)
+    found = SmallOps(geometry, m, device)()
+    wanted = reference.SmallOps(geometry, m)()
     assert found._fields == wanted._fields
     for first, second in zip(found, wanted, strict=True):
         values = first.values.cpu().numpy()
@@ -135,7 +136,7 @@ def test_small_operations_give_what_numpys_give(device, activation, m):
 
 def test_small_operations_can_be_repeated(device):
     """Call after call the same: the residual stream doesn't grow."""
-    small = SmallOps(64, 176, 6, 2, 16, "silu", 3, device)
+    small = SmallOps(LayerGeometry(64, 176, 6, 2, 16, "silu"), 3, device)
     for first, second in zip(small(), small(), strict=True):
         assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 

@@ -17,6 +17,7 @@ from ternary_kernels.cuda.triton_layer import (
     room,
     rotate,
 )
+from ternary_kernels.geometry import LayerGeometry
 
 
 def random(*shape, device, seed=0):
@@ -104,7 +105,7 @@ def test_queries_and_keys_are_rotated_in_one(device, m, heads, kv_heads, head_di
 
 @pytest.mark.parametrize("activation", ["silu", "relu2", "gelu"])
 def test_small_operations_give_what_torchs_give_call_after_call(device, activation):
-    geometry = 64, 176, 6, 2, 16, activation, 3, device
+    geometry = LayerGeometry(64, 176, 6, 2, 16, activation), 3, device
     small = TritonSmallOps(*geometry)
     for _ in range(2):
         for found, wanted in zip(small(), SmallOps(*geometry)(), strict=True):

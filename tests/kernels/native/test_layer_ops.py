@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ternary_kernels import activations
+from ternary_kernels.geometry import LayerGeometry
 from ternary_kernels.native import compiler, elementary, isa
 from ternary_kernels.native import layer_ops as native
 from ternary_kernels.native.crew import callable_at
@@ -233,7 +234,7 @@ def test_small_ops_are_numpys(path, team, activation, m):
 
     Numpy's norm before the gate is of twice the stream, to which epsilon means less.
     """
-    geometry = 64, 176, 6, 2, 16, activation, m
+    geometry = LayerGeometry(64, 176, 6, 2, 16, activation), m
     expected = numpy_ops.SmallOps(*geometry)()
     for members in (None, team):
         operations = native.NativeSmallOps(*geometry, members, isa=path)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ternary_kernels.geometry import LayerGeometry
 from ternary_kernels.reference.layer_ops import Attention, SmallOps, gate, rms_norm, rotate
 
 TOLERANCE = 1e-5
@@ -208,7 +209,7 @@ def test_the_gate_saturates_without_overflow(activation):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_small_ops_quantise_the_input_of_each_group_of_products(activation, m):
     """q/k/v, o, gate/up and down take tokens of these widths, each scaled to use the whole range of int8."""
-    operations = SmallOps(64, 176, heads=6, kv_heads=2, head_dim=16, activation=activation, m=m)
+    operations = SmallOps(LayerGeometry(64, 176, 6, 2, 16, activation), m)
     inputs = operations()
     assert [quantized.values.shape for quantized in inputs] == [(m, 64), (m, 96), (m, 64), (m, 176)]
     for values, scale in inputs:
@@ -219,7 +220,7 @@ def test_small_ops_quantise_the_input_of_each_group_of_products(activation, m):
 
 
 def test_small_ops_do_the_same_work_every_time():
-    operations = SmallOps(64, 176, heads=6, kv_heads=2, head_dim=16, activation="relu2", m=3)
+    operations = SmallOps(LayerGeometry(64, 176, 6, 2, 16, "relu2"), 3)
     first = [(values.copy(), scale.copy()) for values, scale in operations()]
     for (values, scale), again in zip(first, operations(), strict=True):
         assert np.array_equal(values, again.values)
@@ -228,12 +229,12 @@ def test_small_ops_do_the_same_work_every_time():
 
 @pytest.mark.parametrize("m", [1, 2, 9])
 def test_small_ops_are_the_same_to_the_last_bit_when_a_team_shares_the_tokens(team, m):
-    alone, shared = (SmallOps(64, 176, 6, 2, 16, "silu", m, members)() for members in (None, team))
+    alone, shared = (SmallOps(LayerGeometry(64, 176, 6, 2, 16, "silu"), m, members)() for members in (None, team))
     for first, second in zip(alone, shared, strict=True):
         assert np.array_equal(first.values, second.values)
         assert np.array_equal(first.scale, second.scale)
 
 
 def test_small_ops_depend_on_the_gate():
-    down = [SmallOps(64, 176, 6, 2, 16, activation, 3)()[3].values for activation in ("relu2", "silu")]
+    down = [SmallOps(LayerGeometry(64, 176, 6, 2, 16, activation), 3)()[3].values for activation in ("relu2", "silu")]
     assert not np.array_equal(*down)
