@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from autotune.bench.plan import Task, describe, describe_first_missing
-from autotune.bench.rivals import REFERENCE
+from autotune.bench.rivals import GPU_REFERENCE, REFERENCE
 from autotune.errors import BenchmarkError, BudgetError
 from autotune.model.sites import on_gpu
 from autotune.options import DEFAULT_BUDGET_S
-from autotune.records import Campaign, GpuRun, Layer, Model
+from autotune.records import Campaign, Failure, GpuRun, Layer, Measurement, Model
+from ternary_kernels.formats import get_format
 
 _BUSY = 0.10
 """Share of the time; below it, what shows a picture on a screen doesn't matter."""
@@ -60,7 +61,7 @@ def shortfalls(campaign: Campaign, model: Model, used: Collection[str]) -> tuple
     return (
         *_failures(campaign),
         *_numpy_alone(campaign),
-        *(line for run in campaign.gpus for line in _of_gpu(run, model, used)),
+        *(line for run in campaign.gpus for line in (*_of_gpu(run, model, used), *_torch_alone(campaign, run))),
     )
 
 
@@ -99,6 +100,28 @@ def _of_gpu(run: GpuRun, model: Model, used: Collection[str]) -> Iterator[str]:
         yield f"the clocks of {run.devices[0]} were held back while it was timed ({', '.join(held_back)})"
     for weight_format, stored in _repacked(model) if any(device in used for device in run.devices) else ():
         yield f"on {devices} {weight_format} weights are held as {stored}, for which there are kernels"
+
+
+def _torch_alone(campaign: Campaign, run: GpuRun) -> Iterator[str]:
+    """What it means that no other kernel than torch's was timed on a GPU; nothing where one was."""
+    device = run.devices[0]
+    products = [
+        outcome
+        for outcome in campaign.outcomes
+        if outcome.point.device == device and outcome.point.op == "matmul" and get_format(outcome.point.format).ternary
+    ]
+    timed = {found.point.kernel for found in products if isinstance(found, Measurement)}
+    if run.failure is not None or timed != {GPU_REFERENCE}:
+        return
+    if campaign.kernel == GPU_REFERENCE:
+        why = "as --kernel asked for"
+    else:
+        formats = {found.point.format for found in products}
+        reasons = [kernel.reason for kernel in campaign.kernels if kernel.device == "gpu" and kernel.format in formats]
+        failed = [found.message for found in products if isinstance(found, Failure)]
+        known = [reason for reason in reasons if reason is not None] or failed
+        why = f"Triton's can't run: {known[0]}" if known else "Triton's failed"
+    yield f"on {device} speeds are those of torch's operations, which unpack weights before they multiply, {why}"
 
 
 def _repacked(model: Model) -> list[tuple[str, str]]:

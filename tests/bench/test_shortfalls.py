@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from autotune.bench.plan import Task
 from autotune.bench.shortfalls import check_complete, shortfalls
 from autotune.errors import BenchmarkError, BudgetError
-from autotune.records import Failure, GpuClocks, GpuRun, Layer, Measurement, Point, Site
+from autotune.records import Failure, GpuClocks, GpuRun, Kernel, Layer, Measurement, Point, Site
 from tests.builders import build_campaign, build_model
 
 NEEDED = (
@@ -88,6 +88,38 @@ class TestGpus:
         )
         assert lines(gpus=(GpuRun(("cuda:0",), "no torch"),), model=model) == ("no layer is put on cuda:0: no torch",)
         assert lines(gpus=(GpuRun(("cuda:0",), None),), model=model, used=("cpu",)) == ()
+
+
+class TestTorchAlone:
+    """Where a GPU was timed with the slow twin only, its speeds are not what a runtime would have."""
+
+    TORCH = Measurement(Point("matmul", "cuda:0", "torch", 1, 1, "I2_S", 256, 256), (1e-3,), 1, "stable")
+    WHY = "on cuda:0 speeds are those of torch's operations, which unpack weights before they multiply, "
+
+    def lines(self, *outcomes, **changes):
+        found = build_campaign(
+            outcomes=(*TIMED, self.TORCH, *outcomes), gpus=(GpuRun(("cuda:0",), None),), **{"kernels": (), **changes}
+        )
+        return [line for line in shortfalls(found, build_model(), ("cpu",)) if "torch's operations" in line]
+
+    def test_the_reason_is_the_registrys(self):
+        missing = Kernel("triton", "I2_S", None, "triton isn't installed: pip install triton", "gpu")
+        assert self.lines(kernels=(missing,)) == [
+            f"{self.WHY}Triton's can't run: triton isn't installed: pip install triton"
+        ]
+
+    def test_or_that_of_the_kernels_own_failure(self):
+        point = replace(self.TORCH.point, kernel="triton")
+        assert self.lines(Failure(point, "crashed", "RuntimeError: Failed to find C compiler")) == [
+            f"{self.WHY}Triton's can't run: RuntimeError: Failed to find C compiler"
+        ]
+
+    def test_or_the_users_wish(self):
+        assert self.lines(kernel="torch") == [f"{self.WHY}as --kernel asked for"]
+
+    def test_it_is_not_said_where_tritons_was_timed(self):
+        point = replace(self.TORCH.point, kernel="triton")
+        assert self.lines(replace(self.TORCH, point=point)) == []
 
 
 class TestComplete:
