@@ -356,6 +356,7 @@ def test_another_result_is_printed_in_whole_by_list(
     """Also one of another host, and one whose folder's name is no text."""
     odd = os.fsdecode(os.fsencode(str(empty.folder)) + b"/\xff")
     monkeypatch.setenv("AUTOTUNE_CACHE", odd)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty.folder / "xdg"))  # the user's own cache may hold results
     cache.write(build_result(), {})
     assert cli.main(["cache", "list", "--json"]) == 0
     (listed,) = json.loads(capsysbinary.readouterr().out)
