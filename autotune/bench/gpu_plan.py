@@ -22,6 +22,7 @@ from autotune.bench.plan import (
 )
 from autotune.bench.rivals import GPU_REFERENCE, Kernels
 from autotune.model.fusion import fused
+from autotune.model.memory import ACTIVATION_BYTES, TOKEN_ID_BYTES
 from autotune.model.sites import on_gpu
 from autotune.records import Gpu, Host, Model, Point, Site, Workload
 from autotune.records.measurement import Launch, Op
@@ -32,8 +33,6 @@ _READ_BYTES = 512 << 20
 
 _SEQUENCES = (1, 4, 16, 64, 256)
 _CROSSING_TOKENS = (1, 16, 64, 512)
-_TOKEN_ID_BYTES = 8
-_FLOAT_BYTES = 4  # activations cross as float32
 
 _MAX_WINDOW_BYTES = 2 << 30
 _WINDOW_SHARE = 16
@@ -89,7 +88,7 @@ def gpu_ceilings(host: Host, kernels: Kernels) -> tuple[GpuTasks, ...]:
     for devices in _kinds(host.gpus.usable):
         gpu = host.gpus.usable[devices[0]]
         reasons = [kernel.reason for kernel in kernels.on_gpu if kernel.kernel == GPU_REFERENCE]
-        failure = next(iter(reasons)) if reasons and all(reasons) else None
+        failure = reasons[0] if reasons and all(reasons) else None
         tasks = () if failure else tuple(_ceilings(devices[0], gpu, _window_bytes(gpu)))
         found.append(GpuTasks(devices, gpu, tasks, failure))
     return tuple(found)
@@ -155,10 +154,10 @@ def _plan(
         for m, context in attention_sizes(model, workload, chunks)
         for sequences in (_sequences(workload.max_batch) if m == 1 else (1,))
         # With several new tokens it is torch's in any case.
-        for name in (names if m == 1 else (GPU_REFERENCE,))
+        for name in (every_kernel if m == 1 else (GPU_REFERENCE,))
     ]
     small_ops = [others(small_ops_point(model, m, 1, name)) for m in tokens for name in every_kernel]
-    sizes = (_TOKEN_ID_BYTES, *(m * model.hidden_size * _FLOAT_BYTES for m in _CROSSING_TOKENS))
+    sizes = (TOKEN_ID_BYTES, *(m * model.hidden_size * ACTIVATION_BYTES for m in _CROSSING_TOKENS))
     handovers = [Task(Point("handover", device, "pinned", 1, k_in=size)) for size in sizes]
     directions: tuple[Op, ...] = ("upload", "download")
     transfers = [

@@ -16,7 +16,7 @@ from autotune.records import Model, Point
 from ternary_kernels.cuda.activations import Quantized, quantize
 from ternary_kernels.cuda.arena import DeviceArena
 from ternary_kernels.cuda.ceilings import Arithmetic, Peak, copy
-from ternary_kernels.cuda.graphs import capture
+from ternary_kernels.cuda.graphs import capture, event_stopwatch
 from ternary_kernels.cuda.product import get_product
 
 _FEWEST_REPEATS = 8
@@ -32,17 +32,6 @@ _HEAD_START_CYCLES = 1_000_000
 """Half a millisecond, which is longer than launching any call takes."""
 
 _ARITHMETIC: dict[str, Arithmetic] = {"I8": "int8", "F16": "float16"}
-
-
-def event_stopwatch(call: Call, calls: int) -> float:
-    """Seconds that calls take on the GPU, by events in its own stream."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    for _ in range(calls):
-        call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
 
 
 class GpuSubjects:

@@ -28,7 +28,7 @@ except ImportError:
 from ternary_kernels.cuda.activations import Quantized, quantize
 from ternary_kernels.cuda.arena import DeviceArena
 from ternary_kernels.cuda.ceilings import Peak, copy
-from ternary_kernels.cuda.graphs import capture
+from ternary_kernels.cuda.graphs import capture, event_stopwatch
 from ternary_kernels.cuda.product import MODULES, Product, get_product
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -242,13 +242,7 @@ def _timed(replay: Callable[[], object], count: int, device: torch.device) -> fl
         for _ in range(count):
             replay()
         return time.perf_counter() - start_s
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    for _ in range(count):
-        replay()
-    stop.record()
-    stop.synchronize()
-    return float(start.elapsed_time(stop)) * 1e-3
+    return event_stopwatch(replay, count)
 
 
 def _report(cases: Sequence[Case], device: torch.device) -> Report:

@@ -43,6 +43,17 @@ def capture(call: Call, repeats: int, device: torch.device | str) -> Call:
     return _Replay(graph, call)
 
 
+def event_stopwatch(call: Call, calls: int) -> float:
+    """Seconds that calls take on the GPU, by events in its own stream."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
 class _Calls:
     """Makes the calls as they are."""
 
