@@ -9,7 +9,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from autotune.costmodel.device import DeviceModel
-from autotune.costmodel.passes import Passes, decode_context
+from autotune.costmodel.passes import Passes
 from autotune.costmodel.placement import Part, parts
 from autotune.costmodel.roofline import Product
 from autotune.model.work import decode_work
@@ -71,7 +71,7 @@ def bound_by(models: Mapping[str, DeviceModel], model: Model, workload: Workload
 def _share(part: Part, held: DeviceModel, workload: Workload, configuration: Configuration) -> _Share:
     on_cpu = part.device == "cpu"
     threads = np.array([configuration.decode_threads if on_cpu else 1])
-    batch, context, layers = configuration.batch_size, decode_context(workload), len(part.model.layers)
+    batch, context, layers = configuration.batch_size, workload.decode_context, len(part.model.layers)
     tokens = np.array([batch], np.float64)
 
     def product_s(product: Product) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from autotune.costmodel.device import DeviceModel
-from autotune.costmodel.passes import decode_context, pieces
+from autotune.costmodel.passes import pieces
 from autotune.costmodel.placement import Part, parts
 from autotune.costmodel.roofline import Product
 from autotune.records import Configuration, Model, Workload
@@ -48,7 +48,7 @@ class _Range:
         yield from self._not_timed([*layers, *head])
         yield from self._products("decode", configuration.decode_threads, batch, [*layers, *head])
         if layers:
-            yield from self._decode_attention(batch, decode_context(workload))
+            yield from self._decode_attention(batch, workload.decode_context)
         largest = max(size for size, _ in last_pieces)
         yield from self._products("prefill", configuration.prefill_threads, largest, layers)
         if layers:

@@ -40,12 +40,7 @@ class Passes:
         for column, found in enumerate(self.prompt_pieces):
             for size, count, _ in found:
                 self.per_prompt[sizes.index(size), column] = count
-        self.decode_context = decode_context(workload)
-
-
-def decode_context(workload: Workload) -> int:
-    """Tokens in the KV cache of a typical decode step: half of the output is there."""
-    return workload.prompt_tokens + workload.output_tokens // 2
+        self.decode_context = workload.decode_context
 
 
 def pieces(prompt: int, chunk: int) -> list[tuple[int, int, int]]:

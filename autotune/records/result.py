@@ -32,6 +32,11 @@ class Workload(Record, frozen=True):
     relaxed_tpot_ratio: float | None = None
     """Where even one sequence can't keep ``max_tpot_s``: allow this ratio of the best TPOT instead. None: an error."""
 
+    @property
+    def decode_context(self) -> int:
+        """Tokens in a sequence's KV cache at a typical decode step: half of the output is there."""
+        return self.prompt_tokens + self.output_tokens // 2
+
 
 class HybridSplit(Record, frozen=True):
     """Layers on either side of a split."""

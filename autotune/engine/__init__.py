@@ -1,0 +1,1 @@
+"""Runs configurations end to end: what predictions are proven by."""
