@@ -16,7 +16,7 @@ from ternary_kernels.activations import Quantized, quantize
 from ternary_kernels.arena import Arena
 from ternary_kernels.backends import get_backend
 from ternary_kernels.matmul import get_kernel
-from ternary_kernels.reference.layer_ops import Workspace
+from ternary_kernels.reference.layer_ops import SmallOps, Workspace
 from ternary_kernels.team import Team
 
 
@@ -80,22 +80,22 @@ class Subjects:
         geometry, m = layer_geometry(self._model), task.point.m
         if m > self._workspace_tokens:
             self._workspace, self._workspace_tokens = Workspace(geometry, m), m
-        team = self._teams[task.point.threads]
-        return get_backend(task.point.kernel).small_ops(geometry, m, team, self._workspace)
+        ops = get_backend(task.point.kernel).step_ops(self._teams[task.point.threads])
+        return SmallOps(geometry, m, ops, self._workspace)
 
     def _attention(self, task: Task) -> Call:
         assert self._model is not None
         point, geometry = task.point, self._model.attention
         team = self._teams[point.threads]
         attention = get_backend(point.kernel).attention(
-            geometry.heads, geometry.kv_heads, geometry.head_dim, point.m, point.context, team
+            geometry.heads, geometry.kv_heads, geometry.head_dim, point.m, point.context + point.m, team
         )
         query = self._input(point.m, geometry.heads * geometry.head_dim).reshape(attention.shape)
         size = 2 * int(np.prod(attention.cache_shape))
 
         def call() -> None:
             keys, values = (self._arena.take(size).view(np.float16).reshape(attention.cache_shape) for _ in "kv")
-            attention(query, keys, values, self._output(attention.shape))
+            attention(query, keys, values, self._output(attention.shape), point.context)
 
         return call
 

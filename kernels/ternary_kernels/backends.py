@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_kernels import activations
-from ternary_kernels.activations import Quantized
 from ternary_kernels.reference import ceilings as numpy_ceilings
-from ternary_kernels.reference.layer_ops import Attention, SmallOps
+from ternary_kernels.reference.layer_ops import Attention
+from ternary_kernels.reference.step_ops import StepOps
 from ternary_kernels.team import Team
 
 BACKENDS = ("numpy", "native", "amx")
@@ -44,9 +43,7 @@ class Backend(NamedTuple):
     Attributes:
         name: The kernel it goes with.
         attention: Builds attention for a geometry.
-        small_ops: Builds a layer's small operations for a geometry.
-        quantizer: Builds what quantises the activations (m, k_in) that an array holds then, its tokens shared among a
-            team; what it returns is valid until it is called again.
+        step_ops: Builds what binds the small operations to a runtime's buffers, for a team.
         read: Streams over bytes once, shared among a team.
         peak: Builds the arithmetic at full speed.
         arithmetic: What the peak multiplies.
@@ -54,8 +51,7 @@ class Backend(NamedTuple):
 
     name: str
     attention: type[Attention]
-    small_ops: type[SmallOps]
-    quantizer: Callable[[NDArray[np.float32], Team], Callable[[], Quantized]]
+    step_ops: type[StepOps]
     read: Callable[[Team, NDArray[np.uint8]], object]
     peak: MakePeak
     arithmetic: Literal["int8", "float32"]
@@ -72,8 +68,7 @@ def get_backend(name: str) -> Backend:
         return Backend(
             name,
             Attention,
-            SmallOps,
-            lambda x, team: partial(activations.quantize, x),  # noqa: ARG005 - numpy uses no team
+            StepOps,
             numpy_ceilings.read,
             numpy_ceilings.Peak,
             numpy_ceilings.arithmetic,
@@ -84,15 +79,13 @@ def get_backend(name: str) -> Backend:
         raise ValueError(f"no backend {name!r}: expected one of {', '.join(BACKENDS)}")
     try:
         # They need llvmlite, which there isn't for every machine.
-        from ternary_kernels.native import attention, ceilings
-        from ternary_kernels.native import layer_ops as native
+        from ternary_kernels.native import attention, ceilings, step_ops
     except ImportError as error:
         raise ValueError(f"backend 'native' can't be used here: {error}") from error
     return Backend(
         name,
         attention.NativeAttention,
-        native.NativeSmallOps,
-        native.Quantizer,
+        step_ops.NativeStepOps,
         ceilings.read,
         ceilings.Peak,
         ceilings.arithmetic,

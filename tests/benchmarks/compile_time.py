@@ -21,8 +21,10 @@ KERNELS = {
     "TQ2_0, m = 1": "get_kernel('native', 'TQ2_0')('TQ2_0', 6912, 2560, 1, team)",
     "F16, m = 1": "get_kernel('native', 'F16')('F16', 6912, 2560, 1, team)",
     "attention, m = 1": "get_backend('native').attention(20, 5, 128, 1, 1024, team)",
-    "attention, m = 256": "get_backend('native').attention(20, 5, 128, 256, 0, team)",
-    "a layer's small operations": "get_backend('native').small_ops(LayerGeometry(2560, 6912, 20, 5, 128, 'relu2'), 1)",
+    "attention, m = 256": "get_backend('native').attention(20, 5, 128, 256, 256, team)",
+    "a layer's small operations": (
+        "SmallOps(LayerGeometry(2560, 6912, 20, 5, 128, 'relu2'), 1, get_backend('native').step_ops(None))"
+    ),
 }
 BUILD = """
 import time
@@ -31,6 +33,7 @@ start = time.perf_counter()
 from ternary_kernels.backends import get_backend
 from ternary_kernels.geometry import LayerGeometry
 from ternary_kernels.matmul import get_kernel
+from ternary_kernels.reference.layer_ops import SmallOps
 from ternary_kernels.team import Team
 with Team(1) as team:
     {kernel}

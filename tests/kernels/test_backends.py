@@ -8,6 +8,7 @@ import pytest
 from ternary_kernels.backends import BACKENDS, get_backend
 from ternary_kernels.geometry import LayerGeometry
 from ternary_kernels.native import amx
+from ternary_kernels.reference.layer_ops import SmallOps, room
 from ternary_kernels.team import Team
 
 USABLE = [name for name in BACKENDS if name != "amx" or amx.unusable() is None]
@@ -26,8 +27,9 @@ def test_attention_and_small_operations_agree(team):
     for name in ("numpy", "native"):
         backend = get_backend(name)
         assert backend.name == name
-        outs.append(backend.attention(8, 2, 32, 3, 100, team)(query, keys, values, np.empty_like(query)))
-        inputs.append(backend.small_ops(LayerGeometry(64, 176, 6, 2, 16, "silu"), 3, team)())
+        attention = backend.attention(8, 2, 32, 3, 103, team)
+        outs.append(attention(query, keys, values, np.empty_like(query), 100))
+        inputs.append(SmallOps(LayerGeometry(64, 176, 6, 2, 16, "silu"), 3, backend.step_ops(team))())
     np.testing.assert_allclose(*outs, rtol=0, atol=1e-5)
     for first, second in zip(*inputs, strict=True):
         assert np.abs(first.values.astype(int) - second.values).max() <= 1
@@ -37,7 +39,9 @@ def test_attention_and_small_operations_agree(team):
 def test_quantisation_agrees_to_the_last_bit():
     x = np.random.default_rng(0).standard_normal((3, 100), np.float32)
     with Team(2) as team:
-        first, second = (get_backend(name).quantizer(x, team)() for name in ("numpy", "native"))
+        first, second = room(*x.shape), room(*x.shape)
+        for name, out in (("numpy", first), ("native", second)):
+            get_backend(name).step_ops(team).quantize(x, out)()
     assert np.array_equal(first.values, second.values)
     assert np.array_equal(first.scale, second.scale)
 

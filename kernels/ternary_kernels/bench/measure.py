@@ -17,6 +17,7 @@ from ternary_kernels.bench.report import Ceiling, Timing
 from ternary_kernels.bench.sampling import Candidate, sample
 from ternary_kernels.formats import get_format
 from ternary_kernels.matmul import get_kernel
+from ternary_kernels.reference.layer_ops import room
 from ternary_kernels.team import Team
 
 _READ_BYTES = 64 << 20
@@ -147,8 +148,14 @@ class Bench:
         ours = get_kernel(case.kernel, case.format)(case.format, case.n_out, case.k_in, case.m, team)
         if ours.format.ternary:
             # The peer starts from floating-point activations, and so must we.
-            quantized = self._backend.quantizer(x, team)
-            return Candidate(lambda: ours(quantized(), weights(), out), case.cold, lambda: _rest(team))
+            quantized = room(*x.shape)
+            quantize = self._backend.step_ops(team).quantize(x, quantized)
+
+            def call() -> None:
+                quantize()
+                ours(quantized, weights(), out)
+
+            return Candidate(call, case.cold, lambda: _rest(team))
         return Candidate(lambda: ours(x, weights(), out), case.cold, lambda: _rest(team))
 
     def _ceiling(self, what: str, threads: int) -> tuple[tuple[str, int, int], Candidate]:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "capacity"])
 def attend_kernel(
     query,
     keys,
@@ -24,6 +24,7 @@ def attend_kernel(
     out,
     factor,
     tokens,
+    capacity,
     share,
     head_dim,
     GROUP: tl.constexpr,
@@ -36,7 +37,7 @@ def attend_kernel(
 
     Args:
         query: float32 or float16, shape (KV heads of all sequences, GROUP, head_dim); rounded to float16.
-        keys: float16, shape (KV heads of all sequences, tokens, head_dim).
+        keys: float16, shape (KV heads of all sequences, capacity, head_dim).
         values: float16, of the same shape.
         mixed: float32, shape (shares, query heads of all sequences, head_dim): values weighted, not yet divided.
         largest: float32, shape (shares, query heads of all sequences): the largest score, base 2.
@@ -44,6 +45,7 @@ def attend_kernel(
         out: float32 or float16, shape (query heads of all sequences, head_dim): written instead if there is one share.
         factor: log2(e) / sqrt(head_dim).
         tokens: Tokens in each cache.
+        capacity: Slots of each cache.
         share: Tokens of a share, a multiple of BLOCK; none is empty.
         head_dim: Elements per head.
         GROUP: Query heads per KV head.
@@ -62,7 +64,7 @@ def attend_kernel(
     at = head[:, None] * head_dim + dim[None, :]
     kept = (row < GROUP)[:, None] & (dim < head_dim)[None, :]
     asked = (tl.load(query + at, kept, 0).to(tl.float32) * factor).to(tl.float16)
-    cache = kv_head * tokens * head_dim
+    cache = kv_head * capacity * head_dim
     keys_at = keys + cache + token[None, :] * head_dim + dim[:, None]
     values_at = values + cache + token[:, None] * head_dim + dim[None, :]
     top = tl.full((ROWS,), float("-inf"), tl.float32)

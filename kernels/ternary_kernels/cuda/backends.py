@@ -1,15 +1,15 @@
-"""What does the rest of a step on a GPU beside its products, by kernel: attention, small operations, quantisation."""
+"""What does the rest of a step on a GPU beside its products, by kernel: attention and the small operations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
 
-from ternary_kernels.cuda.activations import Quantized, quantize
 from ternary_kernels.cuda.layer_ops import Attention, SmallOps
+from ternary_kernels.cuda.step_ops import StepOps
+from ternary_kernels.geometry import LayerGeometry
 
 BACKENDS = ("triton", "torch")
 
@@ -20,15 +20,16 @@ class Backend(NamedTuple):
     Attributes:
         name: The kernel it goes with.
         attention: Builds attention for a geometry.
-        small_ops: Builds a layer's small operations for a geometry.
-        quantizer: Builds what quantises the activations (m, k_in) that a tensor holds then; what that returns is valid
-            until it is called again.
+        step_ops: The small operations.
     """
 
     name: str
     attention: type[Attention]
-    small_ops: type[SmallOps]
-    quantizer: Callable[[Tensor], Callable[[], Quantized]]
+    step_ops: StepOps
+
+    def small_ops(self, geometry: LayerGeometry, m: int, device: torch.device | str) -> SmallOps:
+        """A layer's small operations, to be timed."""
+        return SmallOps(geometry, m, device, self.step_ops)
 
 
 @cache
@@ -40,14 +41,14 @@ def get_backend(name: str) -> Backend:
     Raises:
         ValueError: There is none, or what it needs isn't installed; says why.
     """
-    plain = Backend("torch", Attention, SmallOps, lambda x: partial(quantize, x))
+    plain = Backend("torch", Attention, StepOps())
     if name == "torch":
         return plain
     if name != "triton":
         raise ValueError(f"no backend {name!r} for a GPU: expected one of {', '.join(BACKENDS)}")
     try:
         from ternary_kernels.cuda.triton_attention import TritonAttention
-        from ternary_kernels.cuda.triton_layer import TritonQuantizer, TritonSmallOps
+        from ternary_kernels.cuda.triton_step_ops import TritonStepOps
     except ImportError as error:
         raise ValueError(f"backend 'triton' can't be used here: {error}") from error
-    return Backend(name, TritonAttention, TritonSmallOps, TritonQuantizer)
+    return Backend(name, TritonAttention, TritonStepOps())

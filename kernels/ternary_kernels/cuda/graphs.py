@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -14,8 +15,8 @@ Call = Callable[[], object]
 def capture(call: Call, repeats: int, device: torch.device | str) -> Call:
     """Record so many calls, one after the other, and return what replays them all.
 
-    What a call allocates is taken from memory that all graphs of the process share, so they must be replayed one after
-    the other; what they compute doesn't outlive the next replay of any.
+    What a call allocates is taken from memory that all graphs of a device share, so they must be replayed one after the
+    other; what they compute doesn't outlive the next replay of any. That memory is free again when all graphs are gone.
 
     Args:
         call: Work for a device that neither waits for it nor depends on what it computed.
@@ -28,19 +29,24 @@ def capture(call: Call, repeats: int, device: torch.device | str) -> Call:
     """
     if repeats < 1:
         raise ValueError(f"graph: expected at least one call, got {repeats}")
-    if torch.device(device).type != "cuda":
+    device = torch.device(device)
+    if device.type != "cuda":
         return _Calls(call, repeats)
-    stream = _stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        # Kernels are compiled and libraries set up by a first call, which can't be recorded.
-        call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool(), stream=stream):
-        for _ in range(repeats):
+    with torch.cuda.device(device):
+        recorder = _recorder(torch.cuda.current_device())
+        stream = recorder.stream
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Kernels are compiled and libraries set up by a first call, which can't be recorded.
             call()
-    return _Replay(graph, call)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=recorder.pool(), stream=stream):
+            for _ in range(repeats):
+                call()
+    replay = _Replay(graph, call)
+    recorder.replays.add(replay)
+    return replay
 
 
 def event_stopwatch(call: Call, calls: int) -> float:
@@ -77,12 +83,29 @@ class _Replay:
         self._graph.replay()
 
 
-@cache
-def _pool() -> Any:
-    """Memory for what calls allocate: a graph of its own for each would keep as much as all of them together."""
-    return torch.cuda.graph_pool_handle()
+class _Recorder:
+    """What the graphs of the current device are recorded with.
+
+    Attributes:
+        stream: Where they are; with another for each they could share no memory.
+        replays: Those there are.
+    """
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.replays: WeakSet[_Replay] = WeakSet()
+        self._pool: Any = None
+
+    def pool(self) -> Any:
+        """Memory for what calls allocate: with some for each graph they would keep as much as all of them together.
+
+        torch gives it up with the last graph that uses it, and fails where it is asked for again.
+        """
+        if not self.replays:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
 
 
 @cache
-def _stream() -> Any:
-    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+def _recorder(index: int) -> _Recorder:  # noqa: ARG001 - of the device of that index, which is the current one
+    return _Recorder()

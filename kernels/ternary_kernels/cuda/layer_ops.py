@@ -1,17 +1,17 @@
-"""What a layer does besides its products, in torch's operations: attention over the KV cache, norm, rotation, gate."""
+"""What a layer does besides its products: attention over the KV cache, in torch's operations, and the small ones."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ternary_kernels.cuda.activations import Quantized, quantize
-from ternary_kernels.geometry import Activation, LayerGeometry
+from ternary_kernels.cuda.step_ops import Activations, StepOps
+from ternary_kernels.geometry import LayerGeometry
 from ternary_kernels.reference import layer_ops as reference
-from ternary_kernels.reference.layer_ops import EPSILON
 
 
 class Attention:
@@ -28,13 +28,15 @@ class Attention:
         m: New tokens of each: 1 in decode, a chunk in prefill.
         context: Tokens in each cache before them.
         device: Where all of it lies.
+        capacity: Slots of each cache, of which the first are in use; None: no more than those.
 
     Attributes:
         shape: Of queries and outputs, (sequences, m, heads, head_dim).
-        cache_shape: Of keys and values, (sequences, kv_heads, context + m, head_dim).
+        cache_shape: Of keys and values, (sequences, kv_heads, capacity, head_dim).
 
     Raises:
-        ValueError: ``heads`` is no multiple of ``kv_heads``, or a size is out of range.
+        ValueError: ``heads`` is no multiple of ``kv_heads``, a size is out of range, or the tokens are more than the
+            slots.
     """
 
     def __init__(
@@ -46,14 +48,19 @@ class Attention:
         m: int,
         context: int,
         device: torch.device | str,
+        capacity: int | None = None,
     ) -> None:
         sizes = heads, kv_heads, head_dim, sequences, m, context
         if min(sizes[:-1]) < 1 or context < 0:
             raise ValueError(f"attention: expected positive sizes, got {sizes}")
         if heads % kv_heads:
             raise ValueError(f"attention: expected heads to be a multiple of {kv_heads} KV heads, got {heads}")
+        self._tokens = context + m
+        slots = self._tokens if capacity is None else capacity
+        if slots < self._tokens:
+            raise ValueError(f"attention: expected room for {context} + {m} tokens, got {slots} slots")
         self.shape = (sequences, m, heads, head_dim)
-        self.cache_shape = (sequences, kv_heads, context + m, head_dim)
+        self.cache_shape = (sequences, kv_heads, slots, head_dim)
         self.device = torch.empty(0, device=device).device
         self._unseen = None
         if m > 1:
@@ -61,15 +68,15 @@ class Attention:
             from torch.nn.attention.bias import causal_lower_right
 
             # The library's own causal flag counts from the first key; this counts from the last, without a mask.
-            self._unseen = causal_lower_right(m, context + m)
+            self._unseen = causal_lower_right(m, self._tokens)
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> Tensor:
         """Attend; token i of a sequence sees its cache and its new tokens up to itself.
 
         Args:
             query: float32, which is rounded to float16, or float16; shape (sequences, m, heads, head_dim), rotated.
-            keys: float16, shape (sequences, kv_heads, context + m, head_dim), rotated, the new tokens' last.
-            values: float16, shape (sequences, kv_heads, context + m, head_dim).
+            keys: float16, shape (sequences, kv_heads, capacity, head_dim), rotated, the new tokens' after ``context``.
+            values: float16, shape (sequences, kv_heads, capacity, head_dim).
             out: float32 or float16, shape (sequences, m, heads, head_dim), overwritten.
 
         Returns:
@@ -85,6 +92,7 @@ class Attention:
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
         by_head = query.to(torch.float16).transpose(1, 2)
+        keys, values = keys[:, :, : self._tokens], values[:, :, : self._tokens]
         mixed = functional.scaled_dot_product_attention(by_head, keys, values, self._unseen, enable_gqa=True)
         out.copy_(mixed.transpose(1, 2))
 
@@ -116,10 +124,10 @@ class Inputs(NamedTuple):
         down: Of down.
     """
 
-    attention: Quantized
-    output: Quantized
-    gate: Quantized
-    down: Quantized
+    attention: Activations
+    output: Activations
+    gate: Activations
+    down: Activations
 
 
 class Workspace:
@@ -132,10 +140,13 @@ class Workspace:
 
     Attributes:
         stream: float32, shape (m, hidden_size): the residual stream.
+        residual: Zeros of the same shape: added to the stream, they leave it as it is, call after call.
         query: float32, shape (m, heads, head_dim).
-        key: float32, shape (m, kv_heads, head_dim).
+        key: float32, shape (m, kv_heads, head_dim); ``value`` alike.
+        mixed: float32, shape (m, heads * head_dim); stands for attention's output.
         gated: float32, shape (m, intermediate_size); stands for the gate's and for the up product's output.
         cos: float32, shape (m, head_dim / 2); ``sin`` alike.
+        keys: float16, shape (m, kv_heads, head_dim): slots in the KV cache, as in prefill; ``values`` alike.
         norms: Three norms' weights, float32: of hidden_size, heads * head_dim and intermediate_size elements.
     """
 
@@ -147,16 +158,19 @@ class Workspace:
     ) -> None:
         drawn = reference.Workspace(geometry, m)
 
-        def put(array: reference.Floats) -> Tensor:
+        def put(array: NDArray[Any]) -> Tensor:
             return torch.from_numpy(array).to(device)
 
-        self.stream, self.query, self.key = put(drawn.stream), put(drawn.query), put(drawn.key)
-        self.gated, self.cos, self.sin = put(drawn.gated), put(drawn.cos), put(drawn.sin)
+        self.stream, self.residual, self.gated = put(drawn.stream), put(drawn.residual), put(drawn.gated)
+        self.query, self.key, self.value = put(drawn.query), put(drawn.key), put(drawn.value)
+        self.cos, self.sin = put(drawn.cos), put(drawn.sin)
+        self.mixed = put(reference.rotate(drawn.query, drawn.cos, drawn.sin)).flatten(1)
+        self.keys, self.values = (put(cache).transpose(0, 1) for cache in (drawn.keys, drawn.values))
         self.norms = [put(weight) for weight in drawn.norms]
 
 
 class SmallOps:
-    """All of a layer but its products and attention, on m tokens, in the order a layer runs them.
+    """All of a layer but its products and attention, on m tokens: the calls that a runtime makes between its products.
 
     They are those of ``reference.layer_ops.SmallOps``, of the same numbers.
 
@@ -164,6 +178,7 @@ class SmallOps:
         geometry: The layer's widths.
         m: Tokens.
         device: Where they lie.
+        ops: What does each operation; None: torch.
     """
 
     def __init__(
@@ -171,41 +186,19 @@ class SmallOps:
         geometry: LayerGeometry,
         m: int,
         device: torch.device | str,
+        ops: StepOps | None = None,
     ) -> None:
         self._activation = geometry.activation
         self._memory = Workspace(geometry, m, device)
+        self._ops = ops or StepOps()
 
     def __call__(self) -> Inputs:
         """Run them; returns what the layer's products would take."""
-        memory = self._memory
+        memory, ops = self._memory, self._ops
         stream_norm, attention_norm, gate_norm = memory.norms
-        attention = quantize(rms_norm(memory.stream, stream_norm))
-        rotated = rotate(memory.query, memory.cos, memory.sin)
-        rotate(memory.key, memory.cos, memory.sin)
-        output = quantize(rms_norm(rotated.flatten(1), attention_norm))
-        total = memory.stream + memory.stream
-        into_gate = quantize(rms_norm(total, stream_norm))
-        down = quantize(rms_norm(gate(memory.gated, memory.gated, self._activation), gate_norm))
-        total += memory.stream
+        attention = ops.norm(memory.stream, stream_norm, memory.residual, quantized=True)
+        ops.rotate(memory.query, memory.key, memory.value, memory.cos, memory.sin, memory.keys, memory.values)
+        output = ops.norm(memory.mixed, attention_norm, quantized=True)
+        into_gate = ops.norm(memory.stream, stream_norm, memory.residual, quantized=True)
+        down = ops.gate(memory.gated, memory.gated, self._activation, gate_norm, quantized=True)
         return Inputs(attention, output, into_gate, down)
-
-
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float = EPSILON) -> Tensor:
-    """Root-mean-square norm of each token: x (m, n), weight (n,), to (m, n)."""
-    return functional.rms_norm(x, weight.shape, weight, epsilon)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, halves of a head as pairs: x (m, heads, d), cos and sin (m, d / 2)."""
-    first, second = x.chunk(2, dim=2)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
-
-
-def gate(gated: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """activation(gated) * up, both (m, n)."""
-    if activation == "relu2":
-        return functional.relu(gated).square_() * up
-    if activation == "silu":
-        return functional.silu(gated) * up
-    return functional.gelu(gated, approximate="tanh") * up

@@ -104,11 +104,10 @@ class Product(ABC):
                 _, scale = self.format.unpack(data, count, self.k_in)
             codes.append(stored.view(np.uint8).reshape(-1))
             scales.append(np.full(count, scale, np.float32))
-        # Joined, they are a copy: torch takes no array that is read-only, as a mapped file's is.
-        joined = torch.from_numpy(np.concatenate(codes)).to(self.device)
-        return Weights(
-            joined, torch.from_numpy(np.concatenate(scales)).to(self.device) if self.format.ternary else None
-        )
+        # torch takes no array that is read-only, as a mapped file's is; what can be is put there without another copy.
+        joined = codes[0] if len(codes) == 1 and codes[0].flags.writeable else np.concatenate(codes)
+        held = torch.from_numpy(joined).to(self.device, copy=True)
+        return Weights(held, torch.from_numpy(np.concatenate(scales)).to(self.device) if self.format.ternary else None)
 
     def window(self, codes: Tensor) -> Weights:
         """Take bytes that already lie on the device as weights, those of a ternary format with a scale of 1.

@@ -33,6 +33,7 @@ class TritonAttention(Attention):
         m: New tokens of each: 1 in decode, a chunk in prefill.
         context: Tokens in each cache before them.
         device: Where all of it lies.
+        capacity: Slots of each cache, of which the first are in use; None: no more than those.
 
     Raises:
         ValueError: As for ``Attention``.
@@ -47,10 +48,10 @@ class TritonAttention(Attention):
         m: int,
         context: int,
         device: torch.device | str,
+        capacity: int | None = None,
     ) -> None:
-        super().__init__(heads, kv_heads, head_dim, sequences, m, context, device)
+        super().__init__(heads, kv_heads, head_dim, sequences, m, context, device, capacity)
         self._factor = math.log2(math.e) / math.sqrt(head_dim)
-        self._tokens = context + m
         self._dim = max(1 << (head_dim - 1).bit_length(), 16)
         self._block = max(min(TILE // self._dim, 128), 16)
         self._programs = sequences * kv_heads
@@ -80,6 +81,7 @@ class TritonAttention(Attention):
                 *kept,
                 self._factor,
                 self._tokens,
+                self.cache_shape[2],
                 self._share,
                 head_dim,
                 GROUP=self._group,

@@ -41,7 +41,7 @@ class NativeAttention(Attention):
         kv_heads: Key and value heads.
         head_dim: Elements per head.
         m: New tokens: 1 in decode, a chunk in prefill.
-        context: Tokens in the cache before them.
+        capacity: Tokens that the cache has room for, the new ones included.
         team: The threads.
         isa: Instruction set; None: the best of this machine.
 
@@ -50,44 +50,65 @@ class NativeAttention(Attention):
     """
 
     def __init__(
-        self, heads: int, kv_heads: int, head_dim: int, m: int, context: int, team: Team, isa: Isa | None = None
+        self, heads: int, kv_heads: int, head_dim: int, m: int, capacity: int, team: Team, isa: Isa | None = None
     ) -> None:
-        super().__init__(heads, kv_heads, head_dim, m, context, team)
+        super().__init__(heads, kv_heads, head_dim, m, capacity, team)
         isa = isa or paths.best()
-        group, tokens = heads // kv_heads, context + m
-        block, parts = _split(kv_heads, group, m, tokens, team.threads)
+        group = heads // kv_heads
+        self._split = Split(kv_heads, group, m, team.threads)
         name, build = kernel(group, head_dim, decode=m == 1)
         self._kernel = compiler.load(name, {"attend": build}, isa)["attend"]
 
-        blocks = kv_heads * -(-m // block)
-        capacity = -(-block * group // ROW_MULTIPLE) * ROW_MULTIPLE
+        block, blocks = self._split.block, self._split.blocks
+        room = -(-block * group // ROW_MULTIPLE) * ROW_MULTIPLE
         layout = Layout(head_dim, isa)
-        scratch_bytes = layout.scratch_bytes(capacity)
+        scratch_bytes = layout.scratch_bytes(room)
         scratch = aligned(team.threads * scratch_bytes)
         scratch.fill(0)  # rows that only fill up a tile are computed as well, and must not be slow numbers
         self._words = Words(len(Argument))
         self._words.point(Argument.SCRATCH, scratch)
-        self._words.point(Argument.STATES, aligned(blocks * parts * layout.state_bytes(capacity)))
+        most_units = blocks * self._split.parts(capacity)
+        self._words.point(Argument.STATES, aligned(most_units * layout.state_bytes(room)))
         self._words.point(Argument.DONE, np.zeros(blocks, np.int64))
-        sizes = kv_heads, m, tokens, block, parts, capacity, scratch_bytes
+        sizes = kv_heads, m, block, room, scratch_bytes, capacity
         for index, size in enumerate(sizes, Argument.KV_HEADS):
             self._words[index] = size
+        self._context: int | None = None
 
-    def _attend(self, query: Floats, keys: Halves, values: Halves, out: Floats) -> None:
-        self._words[Argument.NEXT] = 0
+    def _attend(self, query: Floats, keys: Halves, values: Halves, out: Floats, context: int) -> None:
+        words = self._words
+        if context != self._context:
+            self._context, tokens = context, context + self.shape[0]
+            words[Argument.TOKENS], words[Argument.PARTS] = tokens, self._split.parts(tokens)
+        words[Argument.NEXT] = 0
         operands: tuple[NDArray[Any], ...] = query, keys, values, out
         for index, array in enumerate(operands, Argument.QUERY):
-            self._words.point(index, array)
-        self.team.run_compiled(self._kernel, self._words.address)
+            words.point(index, array)
+        self.team.run_compiled(self._kernel, words.address)
 
 
-def _split(kv_heads: int, group: int, m: int, tokens: int, threads: int) -> tuple[int, int]:
-    """New tokens per unit, and parts of the keys, so that all threads have as much to do."""
-    enough = _UNITS_PER_MEMBER * threads if threads > 1 else 1
-    block = min(max(_ROWS // group, 1), m)
-    while kv_heads * -(-m // block) < enough and block > 1 and block * group > _LEAST_ROWS:
-        block = -(-block // 2)
-    units = kv_heads * -(-m // block)
-    if units >= enough:
-        return block, 1
-    return block, min(threads // math.gcd(units, threads), max(tokens // KEYS, 1))
+class Split:
+    """Cuts attention into units so that all threads have as much to do.
+
+    Args:
+        kv_heads: Key and value heads.
+        group: Query heads of each.
+        m: New tokens.
+        threads: Members of the team.
+
+    Attributes:
+        block: New tokens per unit.
+        blocks: Blocks of new tokens, of all KV heads.
+    """
+
+    def __init__(self, kv_heads: int, group: int, m: int, threads: int) -> None:
+        enough = _UNITS_PER_MEMBER * threads if threads > 1 else 1
+        self.block = min(max(_ROWS // group, 1), m)
+        while kv_heads * -(-m // self.block) < enough and self.block > 1 and self.block * group > _LEAST_ROWS:
+            self.block = -(-self.block // 2)
+        self.blocks = kv_heads * -(-m // self.block)
+        self._most_parts = 1 if self.blocks >= enough else threads // math.gcd(self.blocks, threads)
+
+    def parts(self, tokens: int) -> int:
+        """Parts that the keys of so many tokens are cut into; of more tokens never fewer."""
+        return min(self._most_parts, max(tokens // KEYS, 1))

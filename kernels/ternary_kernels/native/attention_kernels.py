@@ -5,7 +5,20 @@ from __future__ import annotations
 from ternary_kernels.memory import LINE_BYTES
 from ternary_kernels.native import elementary
 from ternary_kernels.native.attention_units import KEYS, ROW_MULTIPLE, Units, part_of
-from ternary_kernels.native.emit import F16, F32, Build, Emitter, Index, Value, Variable, vector, zeros
+from ternary_kernels.native.emit import (
+    F16,
+    F32,
+    FAR_BYTES,
+    I64,
+    NEAR_BYTES,
+    Build,
+    Emitter,
+    Index,
+    Value,
+    Variable,
+    vector,
+    zeros,
+)
 
 _VALUES_AT_ONCE = 16
 
@@ -53,12 +66,13 @@ class Decode(Units):
     def _score_tile(self, first: Value, row: int, end: int, key: Value, keys: int) -> None:
         e = self.emitter
         source = e.at(first, e.mul(key, self.half_bytes))
+        ahead = self._ahead(source, self.keys)
         rows = range(row, end)
         sums = [[Variable(e, zeros(vector(F32, self.floats))) for _ in range(keys)] for _ in rows]
 
         def add(start: Index, count: int) -> None:
             if row == 0:
-                self._prefetch(e.at(source, e.mul(start, 2 * keys)), 2 * keys * count)
+                self._prefetch(e.at(source, e.mul(start, 2 * keys)), 2 * keys * count, ahead)
             columns = [self.load(F16, e.at(source, index * self.half_bytes), start, count) for index in range(keys)]
             for in_row, totals in zip(rows, sums, strict=True):
                 query = e.load(columns[0].type, e.at(self.query, in_row * self.row_bytes), e.mul(start, 4))
@@ -87,6 +101,7 @@ class Decode(Units):
         with e.loop(0, count, _VALUES_AT_ONCE) as passed:
             some = e.minimum(_VALUES_AT_ONCE, self.builder.sub(count, passed))
             first = e.at(self.values, e.mul(e.add(start, passed), self.half_bytes))
+            ahead = self._ahead(first, self.values)
             for row, end in self.row_tiles:
                 at_once = max(self.sums_at_once // (end - row), 1)
                 for tile in range(0, len(self.chunks), at_once):
@@ -97,14 +112,31 @@ class Decode(Units):
                         if row == 0:
                             size_bytes = 2 * sum(size for _, size in chunks)
                             done = e.add(e.mul(some, 2 * chunks[0][0]), e.mul(term, size_bytes))
-                            self._prefetch(e.at(first, done), size_bytes)
+                            self._prefetch(e.at(first, done), size_bytes, ahead)
                         return [self.load(F16, source, *chunk) for chunk in chunks]
 
                     self.mix_tile(e.index(row), end - row, chunks[0][0], len(chunks), values, passed, some)
 
-    def _prefetch(self, source: Value, size_bytes: int) -> None:
+    def _ahead(self, source: Value, head: Value) -> list[Value]:
+        """How far ahead of a read to ask for lines: past the head's last token, where the next head begins.
+
+        The slots between would only take the memory's time.
+        """
+        e, builder = self.emitter, self.builder
+        end = builder.ptrtoint(e.at(head, e.mul(self.tokens, self.half_bytes)), I64)
+        unused = e.mul(builder.sub(self.capacity, self.tokens), self.half_bytes)
+        left = builder.sub(end, builder.ptrtoint(source, I64))
+        return [
+            builder.select(
+                builder.icmp_signed("<", left, e.index(distance)), e.add(unused, distance), e.index(distance)
+            )
+            for distance in (NEAR_BYTES, FAR_BYTES)
+        ]
+
+    def _prefetch(self, source: Value, size_bytes: int, ahead: list[Value]) -> None:
         for offset in range(0, size_bytes, LINE_BYTES):
-            self.emitter.read_ahead(source, offset)
+            for level, distance in enumerate(ahead, 1):
+                self.emitter.prefetch(source, self.emitter.add(distance, offset), level)
 
 
 class Prefill(Units):
@@ -185,7 +217,7 @@ class Prefill(Units):
             )
             for place, size in self.chunks:
                 e.store(self.load(F16, source, place, size), target, 4 * place)
-        self.scale(self.capacity)
+        self.scale(self.room)
         kind = vector(F32, self.floats)
         with e.loop(0, self.rows, self.tile_rows) as row:
             terms = self._most_seen(row, start, count)

@@ -41,7 +41,10 @@ _LOWEST = -3.0e38
 
 
 class Argument(IntEnum):
-    """The kernel's arguments: a counter of units, addresses, sizes."""
+    """The kernel's arguments: a counter of units, addresses, sizes.
+
+    ``ROOM`` is of how many rows a unit has memory, ``CAPACITY`` of how many tokens a KV head has in the cache.
+    """
 
     NEXT = 0
     QUERY = auto()
@@ -53,11 +56,12 @@ class Argument(IntEnum):
     DONE = auto()
     KV_HEADS = auto()
     NEW = auto()
-    TOKENS = auto()
     BLOCK = auto()
-    PARTS = auto()
-    CAPACITY = auto()
+    ROOM = auto()
     SCRATCH_BYTES = auto()
+    CAPACITY = auto()
+    TOKENS = auto()
+    PARTS = auto()
 
 
 class Layout:
@@ -106,18 +110,18 @@ class Units:
     def build(self) -> None:
         """Write it: take units while there are any."""
         e, builder = self.emitter, self.builder
-        self.kv_heads, self.m, self.tokens, self.block, self.parts, self.capacity, scratch_bytes = (
-            e.argument(index) for index in range(Argument.KV_HEADS, Argument.SCRATCH_BYTES + 1)
+        self.kv_heads, self.m, self.block, self.room, scratch_bytes, self.capacity, self.tokens, self.parts = (
+            e.argument(index) for index in range(Argument.KV_HEADS, Argument.PARTS + 1)
         )
         query_at, keys_at, values_at, out_at, scratch, states, done = (
             e.argument(index, POINTER) for index in range(Argument.QUERY, Argument.DONE + 1)
         )
         self.query = e.at(scratch, e.mul(e.member, scratch_bytes))
-        self.scores = e.at(self.query, e.mul(self.capacity, self.row_bytes))
-        self.keys_wide = e.at(self.scores, e.mul(self.capacity, 4 * KEYS))
+        self.scores = e.at(self.query, e.mul(self.room, self.row_bytes))
+        self.keys_wide = e.at(self.scores, e.mul(self.room, 4 * KEYS))
         self.values_wide = e.at(self.keys_wide, 4 * KEYS * self.stride)
         self.factors = e.at(self.values_wide, 4 * KEYS * self.stride)
-        state_bytes = e.mul(self.capacity, self.layout.state_bytes(1))
+        state_bytes = e.mul(self.room, self.layout.state_bytes(1))
         blocks = builder.udiv(e.add(self.m, self.block, -1), self.block)
         groups = e.mul(blocks, self.kv_heads)
         units = e.mul(groups, self.parts)
@@ -134,7 +138,7 @@ class Units:
             self.new = e.minimum(self.block, builder.sub(self.m, self.first))
             self.rows = e.mul(self.new, self.group)
             self.before = e.add(builder.sub(self.tokens, self.m), self.first)
-            per_head = e.mul(e.mul(head, self.tokens), self.half_bytes)
+            per_head = e.mul(e.mul(head, self.capacity), self.half_bytes)
             self.keys, self.values = e.at(keys_at, per_head), e.at(values_at, per_head)
             self._point_at_state(states, index, state_bytes)
             self._start(self._of_group(query_at, head))
@@ -174,8 +178,8 @@ class Units:
     def _point_at_state(self, states: Value, unit: Value, state_bytes: Value) -> None:
         e = self.emitter
         self.mixed = e.at(states, e.mul(unit, state_bytes))
-        self.largest = e.at(self.mixed, e.mul(self.capacity, self.row_bytes))
-        self.sums = e.at(self.largest, e.mul(self.capacity, 4))
+        self.largest = e.at(self.mixed, e.mul(self.room, self.row_bytes))
+        self.sums = e.at(self.largest, e.mul(self.room, 4))
 
     def _start(self, query: Value) -> None:
         """Copy the unit's rows of the query, scaled; nothing was seen yet."""
@@ -188,9 +192,9 @@ class Units:
             for start, count in self.chunks:
                 scaled = self.builder.fmul(self.load(F32, source, start, count), fill(F32, self.floats, scale))
                 e.store(scaled, e.at(self.query, e.add(target, 4 * start)))
-        with e.loop(0, e.mul(self.capacity, self.row_bytes), 4 * self.floats) as offset:
+        with e.loop(0, e.mul(self.room, self.row_bytes), 4 * self.floats) as offset:
             e.store(zeros(vector(F32, self.floats)), self.mixed, offset)
-        with e.loop(0, e.mul(self.capacity, 4), 4) as offset:
+        with e.loop(0, e.mul(self.room, 4), 4) as offset:
             e.store(constants(F32, _LOWEST)[0], self.largest, offset)
             e.store(constants(F32, 0.0)[0], self.sums, offset)
 

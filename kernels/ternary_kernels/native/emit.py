@@ -244,6 +244,31 @@ class Emitter:
         bits = self.builder.and_(self.builder.shl(bits, fill(I32, count, 13)), fill(I32, count, 0x8FFFE000))
         return self.builder.fmul(self.builder.bitcast(bits, vector(F32, count)), fill(F32, count, 2.0**112))
 
+    def float_to_half(self, wide: Value) -> Value:
+        """A vector of float32 to F16, to nearest, halves to even. Without hardware for it: of finite numbers."""
+        count = wide.type.count
+        if self.isa.half:
+            return self.builder.fptrunc(wide, vector(F16, count))
+        builder, kind = self.builder, vector(I32, count)
+
+        def bits(pattern: int) -> Value:
+            return fill(I32, count, pattern)
+
+        pattern = builder.bitcast(wide, kind)
+        size = builder.and_(pattern, bits(0x7FFFFFFF))
+        sign = builder.and_(builder.lshr(pattern, bits(16)), bits(0x8000))
+        # The exponent is 112 too large; what falls off rounds, to the even one where it is just a half.
+        odd = builder.and_(builder.lshr(size, bits(13)), bits(1))
+        rounded = builder.add(builder.sub(size, bits(112 << 23)), builder.add(bits(0xFFF), odd))
+        normal = builder.lshr(rounded, bits(13))
+        normal = builder.select(builder.icmp_unsigned("<", normal, bits(0x7C00)), normal, bits(0x7C00))
+        # Below the smallest normal number: added to 0.5, whose lowest bit is worth the smallest F16, it is rounded.
+        shifted = builder.fadd(builder.bitcast(size, wide.type), fill(F32, count, 0.5))
+        subnormal = builder.sub(builder.bitcast(shifted, kind), bits(0x3F000000))
+        is_normal = builder.icmp_unsigned(">=", size, bits(113 << 23))
+        half = builder.or_(builder.select(is_normal, normal, subnormal), sign)
+        return builder.bitcast(builder.trunc(half, vector(I16, count)), vector(F16, count))
+
     def multiply_add(self, left: Value, right: Value, total: Value) -> Value:
         """Left * right + total, in one rounding where the machine can."""
         return self.call(f"llvm.fmuladd.{mangled(left.type)}", left.type, left, right, total)

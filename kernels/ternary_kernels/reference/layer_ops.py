@@ -8,16 +8,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary_kernels.activations import Quantized, quantize
-from ternary_kernels.geometry import Activation, LayerGeometry
+from ternary_kernels.activations import Quantized
+from ternary_kernels.geometry import LayerGeometry
 from ternary_kernels.reference.products import HALF_BIAS, widen
+from ternary_kernels.reference.step_ops import EPSILON, Floats, Halves, StepOps, gate, rms_norm, rotate
 from ternary_kernels.team import Team, share
 
-Floats = NDArray[np.float32]
-Halves = NDArray[np.float16]
-
-EPSILON = 1e-5
-"""Added to a mean square before its root is taken."""
+__all__ = [
+    "EPSILON",
+    "Attention",
+    "Floats",
+    "Halves",
+    "Inputs",
+    "SmallOps",
+    "Workspace",
+    "gate",
+    "rms_norm",
+    "room",
+    "rotate",
+]
 
 _CONTEXT_BLOCK = 1024
 """Keys widened at once: with 128 elements each they fill half a megabyte."""
@@ -33,39 +42,49 @@ class Attention:
         kv_heads: Key and value heads.
         head_dim: Elements per head.
         m: New tokens: 1 in decode, a chunk in prefill.
-        context: Tokens in the cache before them.
+        capacity: Tokens that the cache has room for, the new ones included.
         team: The threads.
+
+    Attributes:
+        shape: Of queries and outputs, (m, heads, head_dim).
+        cache_shape: Of keys and values, (kv_heads, capacity, head_dim).
 
     Raises:
         ValueError: ``heads`` is no multiple of ``kv_heads``, or a size is out of range.
     """
 
-    def __init__(self, heads: int, kv_heads: int, head_dim: int, m: int, context: int, team: Team) -> None:
-        if min(heads, kv_heads, head_dim, m) < 1 or context < 0:
-            raise ValueError(f"attention: expected positive sizes, got {(heads, kv_heads, head_dim, m, context)}")
+    def __init__(self, heads: int, kv_heads: int, head_dim: int, m: int, capacity: int, team: Team) -> None:
+        if min(heads, kv_heads, head_dim, m) < 1:
+            raise ValueError(f"attention: expected positive sizes, got {(heads, kv_heads, head_dim, m)}")
         if heads % kv_heads:
             raise ValueError(f"attention: expected heads to be a multiple of {kv_heads} KV heads, got {heads}")
+        if capacity < m:
+            raise ValueError(f"attention: expected a capacity of at least the {m} new tokens, got {capacity}")
         self.shape = (m, heads, head_dim)
-        self.cache_shape = (kv_heads, context + m, head_dim)
-        self.context = context
+        self.cache_shape = (kv_heads, capacity, head_dim)
         self.team = team
 
-    def __call__(self, query: Floats, keys: Halves, values: Halves, out: Floats) -> Floats:
+    def __call__(self, query: Floats, keys: Halves, values: Halves, out: Floats, context: int) -> Floats:
         """Attend; token i sees the cache and the new tokens up to itself.
 
         Args:
             query: float32, shape (m, heads, head_dim), rotated.
-            keys: float16, shape (kv_heads, context + m, head_dim), rotated, the new tokens' last.
-            values: float16, shape (kv_heads, context + m, head_dim).
+            keys: float16, shape (kv_heads, capacity, head_dim), rotated: of the cache's tokens, then of the new ones;
+                what lies behind them is not looked at.
+            values: float16, shape (kv_heads, capacity, head_dim), alike.
             out: float32, shape (m, heads, head_dim), overwritten.
+            context: Tokens in the cache before the new ones, at most ``capacity - m``.
 
         Returns:
             ``out``.
 
         Raises:
-            ValueError: A shape or dtype differs, an array isn't contiguous, or ``out`` is read-only; names what was
-                expected and what came.
+            ValueError: A shape or dtype differs, an array isn't contiguous, ``out`` is read-only, or the cache has no
+                room for so many tokens; names what was expected and what came.
         """
+        most = self.cache_shape[1] - self.shape[0]
+        if not 0 <= context <= most:
+            raise ValueError(f"attention: expected a context of 0 to {most} tokens, got {context}")
         operands: tuple[tuple[str, NDArray[Any], tuple[int, ...], type[np.floating[Any]]], ...] = (
             ("query", query, self.shape, np.float32),
             ("keys", keys, self.cache_shape, np.float16),
@@ -81,12 +100,12 @@ class Attention:
                 )
         if not out.flags.writeable:
             raise ValueError("attention out: expected an array that can be written to, got a read-only one")
-        self._attend(query, keys, values, out)
+        self._attend(query, keys, values, out, context)
         return out
 
-    def _attend(self, query: Floats, keys: Halves, values: Halves, out: Floats) -> None:
+    def _attend(self, query: Floats, keys: Halves, values: Halves, out: Floats, context: int) -> None:
         m, heads, head_dim = self.shape
-        kv_heads, tokens, _ = self.cache_shape
+        kv_heads, tokens = self.cache_shape[0], context + m
         group = heads // kv_heads
         unseen = np.triu(np.ones((m, m), bool), 1) if m > 1 else None
 
@@ -98,51 +117,24 @@ class Attention:
                 rows = rows * (HALF_BIAS / np.sqrt(np.float32(head_dim)))
                 scores = np.empty((group * m, tokens), np.float32)
                 for start in range(0, tokens, _CONTEXT_BLOCK):
-                    block = keys[head, start : start + _CONTEXT_BLOCK]
+                    block = keys[head, start : min(start + _CONTEXT_BLOCK, tokens)]
                     wide = widen(block, self.team.scratch(member, block.shape))
                     np.matmul(rows, wide.T, out=scores[:, start : start + _CONTEXT_BLOCK])
                 scores *= HALF_BIAS
                 if unseen is not None:
-                    scores.reshape(group, m, tokens)[:, :, self.context :][:, unseen] = -np.inf
+                    scores.reshape(group, m, tokens)[:, :, context:][:, unseen] = -np.inf
                 scores -= scores.max(axis=1, keepdims=True)
                 np.exp(scores, out=scores)
                 # Weights are at most 1, so they can take all of the bias that widening leaves out.
                 scores *= HALF_BIAS * HALF_BIAS / scores.sum(axis=1, keepdims=True)
                 mixed = np.zeros((group * m, head_dim), np.float32)
                 for start in range(0, tokens, _CONTEXT_BLOCK):
-                    block = values[head, start : start + _CONTEXT_BLOCK]
+                    block = values[head, start : min(start + _CONTEXT_BLOCK, tokens)]
                     wide = widen(block, self.team.scratch(member, block.shape))
                     mixed += scores[:, start : start + _CONTEXT_BLOCK] @ wide
                 out[:, mine] = mixed.reshape(group, m, head_dim).swapaxes(0, 1)
 
         self.team.run(work)
-
-
-def rms_norm(x: Floats, weight: Floats, epsilon: float = EPSILON) -> Floats:
-    """Root-mean-square norm of each token: x (m, n), weight (n,), to (m, n)."""
-    mean_square = np.einsum("mn,mn->m", x, x) / np.float32(x.shape[1])
-    normed: Floats = x * (1 / np.sqrt(mean_square + np.float32(epsilon)))[:, None]
-    normed *= weight
-    return normed
-
-
-def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
-    """Rotary position embedding, halves of a head as pairs: x (m, heads, d), cos and sin (m, d / 2)."""
-    first, second = np.split(x, 2, axis=2)
-    cos, sin = cos[:, None], sin[:, None]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2)
-
-
-def gate(gated: Floats, up: Floats, activation: Activation) -> Floats:
-    """activation(gated) * up, both (m, n)."""
-    if activation == "relu2":
-        active = np.square(np.maximum(gated, 0))
-    elif activation == "silu":
-        active = gated / (1 + np.exp(-np.clip(gated, -80, 80)))
-    else:
-        # Source: Hendrycks and Gimpel, Gaussian Error Linear Units, the tanh form.
-        active = 0.5 * gated * (1 + np.tanh(0.7978845608 * (gated + 0.044715 * gated**3)))
-    return active * up
 
 
 class Workspace:
@@ -164,7 +156,9 @@ class Workspace:
         self.query = rng.standard_normal((m, heads, head_dim), np.float32)
         self.key = rng.standard_normal((m, kv_heads, head_dim), np.float32)
         self.gated = rng.standard_normal((m, intermediate_size), np.float32)
-        self.rotated_query, self.rotated_key = np.empty_like(self.query), np.empty_like(self.key)
+        self.value = rng.standard_normal(self.key.shape, np.float32)
+        self.rotated = np.empty_like(self.query)
+        self.keys, self.values = (np.zeros((kv_heads, m, head_dim), np.float16) for _ in "kv")
         # Added to the stream, it leaves that as it is, call after call.
         self.residual = np.zeros_like(self.stream)
         widths = hidden_size, heads * head_dim, intermediate_size
@@ -172,73 +166,51 @@ class Workspace:
         self.inputs = Inputs(*(room(m, width) for width in (hidden_size, heads * head_dim, hidden_size, widths[2])))
 
     def first(self, m: int) -> Workspace:
-        """The same memory, of the first m tokens."""
+        """The same memory, of the first m tokens; the cache keeps its room."""
         if m > len(self.stream):
             raise ValueError(f"workspace: expected at most {len(self.stream)} tokens, got {m}")
         part = copy(self)
-        of_tokens = "cos", "sin", "stream", "residual", "query", "key", "rotated_query", "rotated_key", "gated"
-        for name in of_tokens:
+        for name in ("cos", "sin", "stream", "residual", "query", "key", "value", "rotated", "gated"):
             setattr(part, name, getattr(self, name)[:m])
         part.inputs = Inputs(*(Quantized(values[:m], scale[:m]) for values, scale in self.inputs))
         return part
 
 
 class SmallOps:
-    """All of a layer but its products and attention, on m tokens, in the order a layer runs them.
+    """All of a layer but its products and attention, on m tokens: the calls that a runtime makes between its products.
 
-    Norm and quantisation for q, k, v; rotation of q and k; norm and quantisation for o; residual; norm and
-    quantisation for gate and up; the gate; norm and quantisation for down; residual. One token runs on the calling
-    thread: handing it to a team would cost more than it does.
+    Norm and quantisation for q, k, v; rotation of q; rotation of k, which goes with v to the KV cache; norm and
+    quantisation for o, and for gate and up; the gate with norm and quantisation for down. A residual is added in the
+    pass that norms and quantises the sum.
 
     Args:
         geometry: The layer's widths.
         m: Tokens.
-        team: Shares the tokens if there are several; None: the calling thread does all.
+        ops: What does each operation; None: numpy, on the calling thread.
         workspace: Memory to share with others of the same geometry; None: its own.
     """
 
     def __init__(
-        self,
-        geometry: LayerGeometry,
-        m: int,
-        team: Team | None = None,
-        workspace: Workspace | None = None,
+        self, geometry: LayerGeometry, m: int, ops: StepOps | None = None, workspace: Workspace | None = None
     ) -> None:
-        self._activation = geometry.activation
-        self._team = team if m > 1 else None
-        own = workspace or Workspace(geometry, m)
-        self._memory = own.first(m)
+        ops = ops or StepOps()
+        self._memory = memory = (workspace or Workspace(geometry, m)).first(m)
+        inputs, angles = memory.inputs, (memory.cos, memory.sin)
+        stream_norm, attention_norm, gate_norm = memory.norms
+        self._operations = (
+            ops.norm(memory.stream, stream_norm, inputs.attention, memory.residual),
+            ops.rotate(memory.query, *angles, memory.rotated),
+            ops.append(memory.key, *angles, memory.value, memory.keys, memory.values, geometry.head_dim, 0),
+            ops.norm(memory.rotated.reshape(m, -1), attention_norm, inputs.output),
+            ops.norm(memory.stream, stream_norm, inputs.gate, memory.residual),
+            ops.gate(memory.gated, memory.gated, geometry.activation, inputs.down, gate_norm),
+        )
 
     def __call__(self) -> Inputs:
         """Run them; returns what the layer's products would take, which the next call overwrites."""
-        m = len(self._memory.stream)
-        team = self._team
-        if team is None:
-            self._run(0, m)
-        else:
-            team.run(lambda member: self._run(*share(m, team.threads, member)))
+        for operation in self._operations:
+            operation()
         return self._memory.inputs
-
-    def _run(self, first: int, last: int) -> None:
-        """Those of tokens ``[first, last)``."""
-        if first == last:
-            return
-        mine, memory = slice(first, last), self._memory
-        stream_norm, attention_norm, gate_norm = memory.norms
-        stream, cos, sin = memory.stream[mine], memory.cos[mine], memory.sin[mine]
-
-        def put(target: Quantized, normed: Floats) -> None:
-            target.values[mine], target.scale[mine] = quantize(normed)
-
-        put(memory.inputs.attention, rms_norm(stream, stream_norm))
-        rotated = rotate(memory.query[mine], cos, sin)
-        rotate(memory.key[mine], cos, sin)
-        put(memory.inputs.output, rms_norm(rotated.reshape(len(rotated), -1), attention_norm))
-        total = stream + stream
-        put(memory.inputs.gate, rms_norm(total, stream_norm))
-        gated = gate(memory.gated[mine], memory.gated[mine], self._activation)
-        put(memory.inputs.down, rms_norm(gated, gate_norm))
-        total += stream
 
 
 class Inputs(NamedTuple):

@@ -30,7 +30,15 @@ from ternary_kernels.cuda.triton_products import (
 H100 = 132
 """Multiprocessors."""
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-TYPES = {"sums": "*i32", "codes": "*u8", "shared_sums": "*i32", "arrivals": "*i32", "weights": "*fp16", "keys": "*fp16"}
+TYPES = {
+    "sums": "*i32",
+    "codes": "*u8",
+    "shared_sums": "*i32",
+    "arrivals": "*i32",
+    "weights": "*fp16",
+    "keys": "*fp16",
+    "rotated": "*fp16",
+}
 SIZES = {
     "n_out": 2560,
     "k_in": 2560,
@@ -40,6 +48,13 @@ SIZES = {
     "columns": 2560,
     "head_dim": 128,
     "share": 128,
+    "gated_stride": 13824,
+    "up_stride": 13824,
+    "query_stride": 3840,
+    "key_stride": 3840,
+    "value_stride": 3840,
+    "token_stride": 128,
+    "head_stride": 1 << 17,
 }
 ODD = {
     "m": "i32",
@@ -49,6 +64,7 @@ ODD = {
     "epsilon": "fp32",
     "factor": "fp32",
     "tokens": "i32",
+    "capacity": "i32",
     "shares": "i32",
 }
 
@@ -91,9 +107,13 @@ def cases():
 def layer_cases():
     block = {"BLOCK": 4096}
     yield "quantize", layer_kernels.quantize_kernel, block, 8
-    yield "norm", layer_kernels.norm_quantize_kernel, block | {"ADD": True}, 8
+    for quantized in (True, False):
+        norm = block | {"ADD": True, "QUANTIZED": quantized}
+        yield f"norm {quantized}", layer_kernels.norm_kernel, norm, 8
     for activation in ("silu", "relu2", "gelu"):
-        yield activation, layer_kernels.gate_norm_quantize_kernel, {"BLOCK": 16384, "ACTIVATION": activation}, 32
+        gate = {"BLOCK": 16384, "ACTIVATION": activation, "NORMED": True, "QUANTIZED": True}
+        yield activation, layer_kernels.gate_kernel, gate, 32
+    yield "plain", layer_kernels.gate_kernel, gate | {"NORMED": False, "QUANTIZED": False}, 32
     shape = {"GROUP": 4, "ROWS": 16, "DIM": 128, "BLOCK": 64}
     for shared in (False, True):
         yield f"attend {shared}", attention_kernels.attend_kernel, shape | {"SHARED": shared}, 4
@@ -111,7 +131,8 @@ def compiled(kernel, constants, warps, kind, capability):
         elif name in ODD:
             signature[name] = ODD[name]
         else:  # what torch allocates, and the sizes of real models, are multiples of 16
-            known = TYPES | {"x": f"*{kind}", "values": "*fp16" if "keys" in names else "*i8"}
+            into = "*i8" if constants.get("QUANTIZED") else "*fp32"
+            known = TYPES | {"x": f"*{kind}", "values": "*fp16" if "keys" in names else "*i8", "into": into}
             signature[name] = "i32" if name in SIZES else known.get(name, "*fp32")
             attributes[index,] = [["tt.divisibility", 16]]
     by_index = {(names.index(name),): value for name, value in constants.items()}

@@ -63,40 +63,64 @@ def test_no_calls_are_no_graph(device):
         capture(lambda: None, 0, device)
 
 
-def test_on_a_gpu_one_call_goes_before_those_that_are_recorded_and_all_graphs_share_memory(monkeypatch):
-    """As torch.cuda's stand-ins are told; what a real one does with it the tests above show."""
-    said, pools = [], []
+@pytest.fixture
+def said(monkeypatch):
+    """What torch.cuda's stand-ins are told; what a real one does with it the tests above show."""
+    told = []
 
     class Stream:
         def wait_stream(self, other):
-            said.append("waits")
+            told.append("waits")
 
         def synchronize(self):
-            said.append("is done")
+            told.append("is done")
 
     class Graph:
         def replay(self):
-            said.append("replayed")
+            told.append("replayed")
 
     def record(graph, pool, stream):
-        said.append("records")
-        pools.append(pool)
+        told.append(("records", pool))
         return nullcontext()
 
     for name, stand_in in {
         "Stream": Stream, "current_stream": Stream, "stream": nullcontext, "CUDAGraph": Graph, "graph": record,
-        "graph_pool_handle": object,
+        "graph_pool_handle": object, "device": nullcontext, "current_device": lambda: 0,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    graphs._pool.cache_clear()
-    graphs._stream.cache_clear()
-    try:
-        for _ in range(2):
-            replay = capture(lambda: said.append("called"), 3, "cuda:0")
-    finally:
-        graphs._pool.cache_clear()
-        graphs._stream.cache_clear()
-    assert said == ["waits", "called", "is done", "records", *["called"] * 3] * 2
-    replay()
+    graphs._recorder.cache_clear()
+    yield told
+    graphs._recorder.cache_clear()
+
+
+def pools(said):
+    return [pool for what, pool in (each for each in said if isinstance(each, tuple)) if what == "records"]
+
+
+def test_on_a_gpu_one_call_goes_before_those_that_are_recorded_and_all_graphs_share_memory(said):
+    replays = [capture(lambda: said.append("called"), 3, "cuda:0") for _ in range(2)]
+    one, other = pools(said)
+    assert one is other
+    once = ["waits", "called", "is done", ("records", one), *["called"] * 3]
+    assert said == once * 2
+    replays[0]()
     assert said[-1] == "replayed"
-    assert pools[0] is pools[1]
+
+
+def test_memory_whose_graphs_are_all_gone_is_not_asked_for_again(said):
+    """By then torch has given it up, and its allocator asserts that it is in use."""
+    kept = capture(lambda: None, 1, "cuda:0")
+    capture(lambda: None, 1, "cuda:0")  # goes at once
+    del kept
+    capture(lambda: None, 1, "cuda:0")
+    first, second, third = pools(said)
+    assert first is second
+    assert third is not first
+
+
+def test_graphs_come_and_go(device):
+    """On a GPU this is where memory that was given up would be asked for."""
+    total = torch.zeros(1, device=device)
+    for _ in range(3):
+        capture(lambda: total.add_(torch.ones(1000, device=device).sum()), 1, device)()
+    assert total.item() >= 3000

@@ -6,7 +6,8 @@ import torch
 
 from ternary_kernels.activations import quantize as numpy_quantize
 from ternary_kernels.cuda.activations import quantize, with_sums
-from ternary_kernels.cuda.layer_ops import Attention, SmallOps, gate, rms_norm, rotate
+from ternary_kernels.cuda.layer_ops import Attention, SmallOps
+from ternary_kernels.cuda.step_ops import gate, rms_norm, rotate
 from ternary_kernels.geometry import LayerGeometry
 from ternary_kernels.reference import layer_ops as reference
 from ternary_kernels.team import Team
@@ -39,8 +40,9 @@ def expected(query, keys, values):
     _, m, heads, head_dim = query.shape
     _, kv_heads, tokens, _ = keys.shape
     with Team(1) as team:
-        alone = reference.Attention(heads, kv_heads, head_dim, m, tokens - m, team)
-        return np.stack([alone(*one, np.empty_like(one[0])) for one in zip(query, keys, values, strict=True)])
+        alone = reference.Attention(heads, kv_heads, head_dim, m, tokens, team)
+        each = zip(query, keys, values, strict=True)
+        return np.stack([alone(*one, np.empty_like(one[0]), tokens - m) for one in each])
 
 
 @pytest.mark.parametrize("context", [0, 1, 9, 200])
@@ -69,6 +71,20 @@ def test_no_token_sees_what_comes_after_it(put, device, context):
     assert not np.isclose(after[:, -1], before[:, -1]).any()
 
 
+@pytest.mark.parametrize(("sequences", "m"), [(3, 1), (1, 5)])
+def test_slots_beyond_the_tokens_are_not_looked_at(put, device, sequences, m):
+    """To the last bit, whatever is in them."""
+    query, keys, values = problem(8, 2, 16, sequences, m, 40)
+    wanted = attend(query, keys, values, put, device)
+    room = np.full((sequences, 2, 64, 16), np.nan, np.float16)
+    roomy_keys, roomy_values = room.copy(), room
+    roomy_keys[:, :, : 40 + m], roomy_values[:, :, : 40 + m] = keys, values
+    attention = Attention(8, 2, 16, sequences, m, 40, device, 64)
+    assert attention.cache_shape == roomy_keys.shape
+    out = attention(put(query), put(roomy_keys), put(roomy_values), torch.empty(query.shape, device=device))
+    np.testing.assert_array_equal(out.cpu().numpy(), wanted)
+
+
 def test_queries_and_outputs_may_be_half_precision(put, device):
     query, keys, values = (put(array) for array in problem(4, 2, 16, 2, 3, 4))
     attention = Attention(4, 2, 16, 2, 3, 4, device)
@@ -86,11 +102,12 @@ def test_queries_and_outputs_may_be_half_precision(put, device):
         ((4, 2, 8, 0, 1, 0), "expected positive sizes"),
         ((4, 2, 8, 1, 0, 0), "expected positive sizes"),
         ((4, 2, 8, 1, 1, -1), "expected positive sizes"),
+        ((4, 2, 8, 1, 3, 6, "cpu", 8), r"expected room for 6 \+ 3 tokens, got 8 slots"),
     ],
 )
 def test_a_geometry_that_cannot_be_is_refused(device, sizes, message):
     with pytest.raises(ValueError, match=message):
-        Attention(*sizes, device)
+        Attention(*sizes, *([device] if len(sizes) == 6 else []))
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,15 @@ def test_any_bit_pattern_can_be_timed(case, make_problem):
     assert torch.isfinite(first).all()
 
 
+def test_weights_are_a_copy(device):
+    """The caller's memory may go, also where the device has the same."""
+    data = get_format("F16").pack(np.ones((3, 32), np.float32))
+    product = get_product("torch", "F16")("F16", 3, 32, 1, device)
+    weights = product.load([data], [3])
+    data[:] = 0
+    assert product(torch.ones(1, 32, device=device), weights, torch.empty(1, 3, device=device)).tolist() == [[32.0] * 3]
+
+
 def test_weights_may_be_read_only_and_are_left_alone(case, make_problem):
     """A model file mapped into memory."""
     n_out, k_in = case.fit(32, 256)

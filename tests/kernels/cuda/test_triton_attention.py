@@ -30,8 +30,9 @@ def expected(query, keys, values):
     _, m, heads, head_dim = query.shape
     _, kv_heads, tokens, _ = keys.shape
     with Team(1) as team:
-        alone = reference.Attention(heads, kv_heads, head_dim, m, tokens - m, team)
-        return np.stack([alone(*one, np.empty_like(one[0])) for one in zip(query, keys, values, strict=True)])
+        alone = reference.Attention(heads, kv_heads, head_dim, m, tokens, team)
+        each = zip(query, keys, values, strict=True)
+        return np.stack([alone(*one, np.empty_like(one[0]), tokens - m) for one in each])
 
 
 def attend(operands, put, device, dtype=torch.float32):
@@ -61,6 +62,19 @@ def test_shares_are_joined(monkeypatch, put, device, tokens):
     attention, found = attend(operands, put, device)
     assert attention._shares > 1
     np.testing.assert_allclose(found, expected(*operands), rtol=0, atol=16 * HALF)
+
+
+@pytest.mark.parametrize("tokens", [5, 600])
+def test_slots_beyond_the_tokens_are_not_looked_at(put, device, tokens):
+    """To the last bit, whatever is in them; with one share of the tokens and with several."""
+    query, keys, values = problem(6, 2, 80, 2, tokens)
+    _, wanted = attend((query, keys, values), put, device)
+    room = np.full((2, 2, tokens + 300, 80), np.nan, np.float16)
+    roomy_keys, roomy_values = room.copy(), room
+    roomy_keys[:, :, :tokens], roomy_values[:, :, :tokens] = keys, values
+    attention = TritonAttention(6, 2, 80, 2, 1, tokens - 1, device, tokens + 300)
+    out = attention(put(query), put(roomy_keys), put(roomy_values), torch.empty(query.shape, device=device))
+    np.testing.assert_array_equal(out.cpu().numpy(), wanted)
 
 
 def test_queries_and_outputs_may_be_half_precision(put, device):

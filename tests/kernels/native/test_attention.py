@@ -45,8 +45,8 @@ def attend(query, keys, values, team, path=None):
     m, heads, head_dim = query.shape
     kv_heads, tokens, _ = keys.shape
     out = np.full(query.shape, np.nan, np.float32)
-    attention = NativeAttention(heads, kv_heads, head_dim, m, tokens - m, team, path)
-    assert attention(query, keys, values, out) is out
+    attention = NativeAttention(heads, kv_heads, head_dim, m, tokens, team, path)
+    assert attention(query, keys, values, out, tokens - m) is out
     return out
 
 
@@ -105,11 +105,11 @@ def test_more_threads_than_kv_heads_share_the_context(threads, m):
 def test_a_second_call_says_the_same_to_the_last_bit(team, path, m):
     """Whichever member takes which unit; and nothing of the first call is left over."""
     query, keys, values = problem(8, 2, 128, m, context=500)
-    attention = NativeAttention(8, 2, 128, m, 500, team, path)
+    attention = NativeAttention(8, 2, 128, m, 500 + m, team, path)
     first, again = np.empty_like(query), np.empty_like(query)
-    attention(query, keys, values, first)
-    attention(query * 30, keys, values, again)
-    attention(query, keys, values, again)
+    attention(query, keys, values, first, 500)
+    attention(query * 30, keys, values, again, 500)
+    attention(query, keys, values, again, 500)
     assert np.array_equal(first, again)
 
 
@@ -158,11 +158,38 @@ def test_subnormal_halves_count(team, path, m):
     )
 
 
+@pytest.mark.parametrize("m", [1, 5, 70])
+def test_a_context_grows_within_one_capacity(team, path, m):
+    """Step by step to the last bit as with a cache of just that many tokens; what lies behind them is never read."""
+    capacity, group, head_dim = 700, 4, 80
+    query, keys, values = problem(2 * group, 2, head_dim, m, context=capacity - m)
+    last = 640
+    keys[:, last:], values[:, last:] = np.nan, np.nan
+    attention, found = NativeAttention(2 * group, 2, head_dim, m, capacity, team, path), np.empty_like(query)
+    for context in (0, 1, 2, 63 - m % 63, 64, 65, 127, 128, 500, last - m, 3):
+        tokens = context + m
+        attention(query, keys, values, found, context)
+        just = [np.ascontiguousarray(cache[:, :tokens]) for cache in (keys, values)]
+        assert np.array_equal(found, attend(query, *just, team, path))
+
+
+def test_a_full_cache_and_not_a_token_more(team):
+    query, keys, values = problem(4, 2, 8, 3, context=5)
+    attention, out = NativeAttention(4, 2, 8, 3, 8, team), np.empty_like(query)
+    np.testing.assert_allclose(
+        attention(query, keys, values, out, 5), reference(query, keys, values), rtol=0, atol=TOLERANCE
+    )
+    for context in (6, -1):
+        with pytest.raises(ValueError, match=f"attention: expected a context of 0 to 5 tokens, got {context}"):
+            attention(query, keys, values, out, context)
+
+
 def test_operands_that_do_not_fit_are_refused(team):
     query, keys, values = problem(4, 2, 8, 3, context=5)
-    good = {"query": query, "keys": keys, "values": values, "out": np.empty_like(query)}
-    attention = NativeAttention(4, 2, 8, 3, 5, team)
-    for name, array in good.items():
+    good = {"query": query, "keys": keys, "values": values, "out": np.empty_like(query), "context": 5}
+    attention = NativeAttention(4, 2, 8, 3, 8, team)
+    for name in ("query", "keys", "values", "out"):
+        array = good[name]
         strided = np.repeat(array, 2, axis=2)[..., ::2]
         for wrong, got in (
             (array[:-1], array.dtype),
@@ -175,7 +202,7 @@ def test_operands_that_do_not_fit_are_refused(team):
 
 def test_a_geometry_that_cannot_be_is_refused(team):
     with pytest.raises(ValueError, match="heads to be a multiple of 4 KV heads, got 6"):
-        NativeAttention(6, 4, 8, 1, 0, team)
+        NativeAttention(6, 4, 8, 1, 1, team)
 
 
 @pytest.mark.parametrize("decode", [True, False])

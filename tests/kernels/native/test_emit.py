@@ -149,6 +149,31 @@ def test_every_finite_half_is_widened_exactly_as_a_scalar_and_in_vectors(execute
         assert np.array_equal(widened.view(np.uint32), halves.astype(np.float32).view(np.uint32))
 
 
+def test_floats_are_rounded_to_the_nearest_half_as_numpy_does(execute, path):
+    """Every finite half, the floats next to it and halfway to its neighbours; subnormals and overflow included."""
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = np.sort(every[np.isfinite(every)].astype(np.float32))
+    between = np.concatenate([(halves[1:] + halves[:-1]) / 2, np.array([65519.996, 65520, 7e4, 3e38], np.float32)])
+    exact = np.concatenate([halves, between, -between])
+    floats = np.concatenate([exact, np.nextafter(exact, np.inf), np.nextafter(exact, -np.inf)]).astype(np.float32)
+    count = 8
+    floats = np.concatenate([floats, np.resize(np.float32([-0.0, 1e-45, 1e-8, -(2.0**-25)]), -len(floats) % count + 8)])
+
+    def build(emitter):
+        source, vectors, singles = (emitter.argument(index, POINTER) for index in range(3))
+        for width, target in ((count, vectors), (1, singles)):
+            with emitter.loop(0, len(floats), width) as index:
+                wide = emitter.load(vector(F32, width), source, emitter.mul(index, 4))
+                emitter.store(emitter.float_to_half(wide), target, emitter.mul(index, 2))
+
+    vectors, singles = (np.empty(len(floats), np.float16) for _ in range(2))
+    execute("to_halves", build, path, floats, vectors, singles)
+    with np.errstate(over="ignore"):
+        expected = floats.astype(np.float16)
+    for found in (vectors, singles):
+        assert np.array_equal(found.view(np.uint16), expected.view(np.uint16))
+
+
 @pytest.mark.parametrize("high", [2, 255])
 def test_products_of_bytes_are_added_four_by_four(execute, path, high):
     """At their extremes, and wherever they lie; unsigned bytes beyond 2 only where the path takes them."""

@@ -1,4 +1,4 @@
-"""Attention, norm, rotation and gate against float64, and the small operations of a layer as a whole."""
+"""Attention against float64, and the small operations of a layer as a whole."""
 
 import math
 
@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ternary_kernels.geometry import LayerGeometry
-from ternary_kernels.reference.layer_ops import Attention, SmallOps, gate, rms_norm, rotate
+from ternary_kernels.reference.layer_ops import Attention, SmallOps, Workspace
+from ternary_kernels.reference.step_ops import StepOps
 
 TOLERANCE = 1e-5
 """Absolute, for values of magnitude about 1: some sixty float32 roundings."""
@@ -26,8 +27,8 @@ def attend(query, keys, values, team):
     m, heads, head_dim = query.shape
     kv_heads, tokens, _ = keys.shape
     out = np.full(query.shape, np.nan, np.float32)
-    attention = Attention(heads, kv_heads, head_dim, m, tokens - m, team)
-    assert attention(query, keys, values, out) is out
+    attention = Attention(heads, kv_heads, head_dim, m, tokens, team)
+    assert attention(query, keys, values, out, tokens - m) is out
     return out
 
 
@@ -109,12 +110,12 @@ def test_scores_far_beyond_the_range_of_exp_do_not_overflow(team):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((6, 4, 8, 1, 0), "heads to be a multiple of 4 KV heads, got 6"),
-        ((0, 1, 8, 1, 0), r"expected positive sizes, got \(0, 1, 8, 1, 0\)"),
-        ((4, 0, 8, 1, 0), "expected positive sizes"),
-        ((4, 2, 0, 1, 0), "expected positive sizes"),
-        ((4, 2, 8, 0, 0), "expected positive sizes"),
-        ((4, 2, 8, 1, -1), "expected positive sizes"),
+        ((6, 4, 8, 1, 1), "heads to be a multiple of 4 KV heads, got 6"),
+        ((0, 1, 8, 1, 1), r"expected positive sizes, got \(0, 1, 8, 1\)"),
+        ((4, 0, 8, 1, 1), "expected positive sizes"),
+        ((4, 2, 0, 1, 1), "expected positive sizes"),
+        ((4, 2, 8, 0, 1), "expected positive sizes"),
+        ((4, 2, 8, 3, 2), "expected a capacity of at least the 3 new tokens, got 2"),
     ],
 )
 def test_a_geometry_that_cannot_be_is_refused(team, sizes, message):
@@ -125,8 +126,8 @@ def test_a_geometry_that_cannot_be_is_refused(team, sizes, message):
 @pytest.mark.parametrize("name", ["query", "keys", "values", "out"])
 def test_operands_of_another_shape_dtype_or_order_are_refused(team, name):
     query, keys, values = problem(4, 2, 8, 3, context=5)
-    good = {"query": query, "keys": keys, "values": values, "out": np.empty_like(query)}
-    attention = Attention(4, 2, 8, 3, 5, team)
+    good = {"query": query, "keys": keys, "values": values, "out": np.empty_like(query), "context": 5}
+    attention = Attention(4, 2, 8, 3, 8, team)
     for wrong in (good[name][:-1], good[name][None], good[name].astype(np.float64)):
         shape = str(wrong.shape).replace("(", r"\(").replace(")", r"\)")
         message = rf"attention {name}: expected {good[name].dtype} of shape .*, got {wrong.dtype} of shape {shape}"
@@ -142,71 +143,35 @@ def test_a_result_that_cannot_be_written_is_refused(team):
     out = np.empty_like(query)
     out.flags.writeable = False
     with pytest.raises(ValueError, match="attention out: expected an array that can be written to, got a read-only"):
-        Attention(4, 2, 8, 3, 5, team)(query, keys, values, out)
+        Attention(4, 2, 8, 3, 8, team)(query, keys, values, out, 5)
 
 
-# Norm, rotation, gate
+@pytest.mark.parametrize(("context", "most"), [(6, 5), (-1, 5)])
+def test_a_context_that_the_cache_has_no_room_for_is_refused(team, context, most):
+    query, keys, values = problem(4, 2, 8, 3, context=5)
+    with pytest.raises(ValueError, match=f"attention: expected a context of 0 to {most} tokens, got {context}"):
+        Attention(4, 2, 8, 3, 8, team)(query, keys, values, np.empty_like(query), context)
 
 
-def test_rms_norm():
-    rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal((5, 300), np.float32) * 20, rng.standard_normal(300, np.float32)
-    exact = x.astype(np.float64)
-    expected = exact / np.sqrt(np.mean(exact**2, axis=1, keepdims=True) + 1e-5) * weight
-    normed = rms_norm(x, weight)
-    assert normed.dtype == np.float32
-    np.testing.assert_allclose(normed, expected, rtol=TOLERANCE)
-
-
-def test_rms_norm_of_a_token_of_zeros_is_zero_and_epsilon_bounds_a_tiny_one():
-    x = np.array([[0, 0], [3e-3, 4e-3]], np.float32)
-    expected = [[0, 0], [3e-3 / math.sqrt(12.5e-6 + 1e-5), 4e-3 / math.sqrt(12.5e-6 + 1e-5)]]
-    np.testing.assert_allclose(rms_norm(x, np.ones(2, np.float32)), expected, rtol=TOLERANCE)
-    assert rms_norm(x, np.ones(2, np.float32), epsilon=1.0)[1, 1] == pytest.approx(4e-3, rel=1e-4)
-
-
-def test_rotation_turns_pairs_of_half_a_head_apart():
-    """Elements i and i + d / 2 are a complex number, turned by the token's i-th angle, the same in every head."""
-    rng = np.random.default_rng(0)
-    x, angles = rng.standard_normal((3, 4, 10), np.float32), rng.random((3, 5), np.float32) * 6
-    turned = (x[..., :5] + 1j * x[..., 5:]) * np.exp(1j * angles[:, None])
-    rotated = rotate(x, np.cos(angles), np.sin(angles))
-    assert rotated.dtype == np.float32
-    np.testing.assert_allclose(rotated, np.concatenate([turned.real, turned.imag], axis=2), rtol=0, atol=TOLERANCE)
-
-
-ACTIVATIONS = {
-    "relu2": lambda x: max(x, 0.0) ** 2,
-    "silu": lambda x: x / (1 + math.exp(-x)),
-    "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
-}
-
-
-@pytest.mark.parametrize(("activation", "tolerance"), [("relu2", 1e-5), ("silu", 1e-5), ("gelu", 5e-4)])
-def test_the_gate_multiplies_by_its_activation(activation, tolerance):
-    """GELU in its tanh form lies within 5e-4 of the exact one (the error function)."""
-    gated = np.linspace(-6, 6, 121, dtype=np.float32).reshape(11, 11)
-    up = np.where(np.arange(121).reshape(11, 11) % 2, np.float32(1), np.float32(-0.5))
-    out = gate(gated, up, activation)
-    assert out.dtype == np.float32
-    expected = [[ACTIVATIONS[activation](value) for value in row] for row in gated.tolist()] * up
-    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=tolerance)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_gate_saturates_without_overflow(activation):
-    """An overflow would be numpy's warning, which pytest turns into an error."""
-    gated = np.array([[-1e4, 1e4]], np.float32)
-    out = gate(gated, np.ones_like(gated), activation)
-    assert out[0, 0] == pytest.approx(0, abs=1e-20)
-    assert out[0, 1] == pytest.approx(1e8 if activation == "relu2" else 1e4)
+@pytest.mark.parametrize("m", [1, 3])
+def test_a_context_grows_within_one_capacity(team, m):
+    """Step by step to the last bit as with a cache of just that many tokens; what lies behind them is never read."""
+    capacity = 1030
+    query, keys, values = problem(4, 2, 8, m, context=capacity - m)
+    keys[:], values[:] = np.where(np.arange(capacity)[:, None] < 1026, (keys, values), np.nan)
+    attention, found = Attention(4, 2, 8, m, capacity, team), np.empty_like(query)
+    for context in (0, 1, 2, 700, 1023 - m, 1024 - m, 1025 - m, 1026 - m, 5):
+        tokens = context + m
+        attention(query, keys, values, found, context)
+        just = [np.ascontiguousarray(cache[:, :tokens]) for cache in (keys, values)]
+        assert np.array_equal(found, attend(query, *just, team))
 
 
 # The layer
 
 
 @pytest.mark.parametrize("m", [1, 5])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ["relu2", "silu", "gelu"])
 def test_small_ops_quantise_the_input_of_each_group_of_products(activation, m):
     """q/k/v, o, gate/up and down take tokens of these widths, each scaled to use the whole range of int8."""
     operations = SmallOps(LayerGeometry(64, 176, 6, 2, 16, activation), m)
@@ -229,7 +194,9 @@ def test_small_ops_do_the_same_work_every_time():
 
 @pytest.mark.parametrize("m", [1, 2, 9])
 def test_small_ops_are_the_same_to_the_last_bit_when_a_team_shares_the_tokens(team, m):
-    alone, shared = (SmallOps(LayerGeometry(64, 176, 6, 2, 16, "silu"), m, members)() for members in (None, team))
+    alone, shared = (
+        SmallOps(LayerGeometry(64, 176, 6, 2, 16, "silu"), m, StepOps(members))() for members in (None, team)
+    )
     for first, second in zip(alone, shared, strict=True):
         assert np.array_equal(first.values, second.values)
         assert np.array_equal(first.scale, second.scale)
@@ -238,3 +205,14 @@ def test_small_ops_are_the_same_to_the_last_bit_when_a_team_shares_the_tokens(te
 def test_small_ops_depend_on_the_gate():
     down = [SmallOps(LayerGeometry(64, 176, 6, 2, 16, activation), 3)()[3].values for activation in ("relu2", "silu")]
     assert not np.array_equal(*down)
+
+
+def test_a_workspace_lends_its_first_tokens_and_no_more():
+    workspace = Workspace(LayerGeometry(64, 176, 6, 2, 16, "silu"), 3)
+    alone, lent = (
+        SmallOps(LayerGeometry(64, 176, 6, 2, 16, "silu"), 2, None, memory)() for memory in (None, workspace)
+    )
+    assert [values.shape for values, _ in lent] == [values.shape for values, _ in alone]
+    assert lent.down.values.base is workspace.inputs.down.values
+    with pytest.raises(ValueError, match="workspace: expected at most 3 tokens, got 4"):
+        SmallOps(LayerGeometry(64, 176, 6, 2, 16, "silu"), 4, None, workspace)
