@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
-from autotune.records import SiteKernels
+from autotune.records import Site, SiteKernels
 
 Array = NDArray[Any]
 Bound = Callable[[Array], Array | None]
 """A stage on one pass.
 
 It takes the pass' tokens (rows,) int64, or the residual stream (rows, hidden_size) float32 that the stage before
-returned. It returns the stream, or from the stage with the head the next token of each sequence (sequences,) int64; None
-from the head on a prompt's piece that isn't its last. What it returns is overwritten by the next call."""
+returned. It returns the stream, or from the stage with the head the next token of each sequence (sequences,) int64, but
+None on a piece of a prompt that isn't its last. What it returns is overwritten by the next call."""
 
 
 class Pass(NamedTuple):
@@ -23,15 +24,17 @@ class Pass(NamedTuple):
 
     Attributes:
         rows: Tokens multiplied at once: of decode one of each sequence, of prefill a piece of one prompt.
-        sequences: Sequences they belong to: ``rows`` in decode, 1 in prefill, whose sequence is in slot 0 of the cache.
+        sequences: Sequences they belong to: ``rows`` in decode, 1 in prefill.
         context: Tokens in each sequence's KV cache before them.
         last: Whether the next token is wanted: always in decode, in prefill on a prompt's last piece.
+        slot: Where in the KV cache the first of the sequences is; the others follow.
     """
 
     rows: int
     sequences: int
     context: int
     last: bool
+    slot: int = 0
 
 
 class Kernels(NamedTuple):
@@ -44,6 +47,16 @@ class Kernels(NamedTuple):
 
     sites: tuple[SiteKernels, ...]
     backends: Mapping[str, str]
+
+    def of(self, site: Site, device: str, tokens: int, *, prefill: bool = False) -> str | None:
+        """The kernel of a site's product with so many tokens; None where the site is not listed for the device."""
+        for found in self.sites:
+            if (found.format, found.n_out, found.k_in, found.device) == (site.format, site.n_out, site.k_in, device):
+                # Only a prompt's last token goes through the head, as in decode.
+                listed = (prefill and found.prefill) or found.decode or found.prefill
+                nearest = min(listed, key=lambda size: abs(math.log(int(size) / tokens)), default=None)
+                return None if nearest is None else listed[nearest]
+        return None
 
 
 class Stage(Protocol):

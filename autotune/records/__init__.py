@@ -1,6 +1,17 @@
 """The values that pass from stage to stage, and are saved with the result."""
 
 from autotune.records.base import Record
+from autotune.records.configuration import Configuration, DeviceConfig, Hybrid, HybridSplit, Workload
+from autotune.records.exam import (
+    BaselineExam,
+    Errors,
+    Exam,
+    Grid,
+    GridPart,
+    MemoryExam,
+    PredictionExam,
+    Verification,
+)
 from autotune.records.host import (
     Cache,
     Core,
@@ -30,21 +41,16 @@ from autotune.records.measurement import (
 from autotune.records.model import Attention, Layer, MemoryUse, Model, Site
 from autotune.records.result import (
     Candidate,
-    Configuration,
     CostModelReport,
     Decision,
-    DeviceConfig,
     Figures,
     FormatCandidate,
     HeldOut,
-    Hybrid,
-    HybridSplit,
     Result,
     SearchReport,
     SiteKernels,
     SplitFigures,
     Study,
-    Workload,
 )
 from autotune.records.runs import (
     Confirmation,
@@ -60,6 +66,7 @@ from autotune.records.runs import (
 
 __all__ = [
     "Attention",
+    "BaselineExam",
     "Cache",
     "Campaign",
     "Candidate",
@@ -71,6 +78,8 @@ __all__ = [
     "Cpu",
     "Decision",
     "DeviceConfig",
+    "Errors",
+    "Exam",
     "Failure",
     "Figures",
     "Fingerprint",
@@ -79,6 +88,8 @@ __all__ = [
     "GpuClocks",
     "GpuRun",
     "Gpus",
+    "Grid",
+    "GridPart",
     "HeldOut",
     "Host",
     "Hybrid",
@@ -89,6 +100,7 @@ __all__ = [
     "Measured",
     "Measurement",
     "Memory",
+    "MemoryExam",
     "MemoryUse",
     "Model",
     "Noise",
@@ -97,6 +109,7 @@ __all__ = [
     "PartRun",
     "Phase",
     "Point",
+    "PredictionExam",
     "Record",
     "Result",
     "RunFailure",
@@ -107,6 +120,7 @@ __all__ = [
     "Study",
     "Tier",
     "Trial",
+    "Verification",
     "Versions",
     "Workload",
     "median",

@@ -52,9 +52,10 @@ class Measurement(Record, frozen=True, tag="measurement"):
     samples_s: tuple[float, ...]
     """Seconds per call of the whole operation, one entry per sample, in the order taken."""
     calls_per_sample: int
-    stopped: Literal["converged", "stable", "budget", "beaten"]
+    stopped: Literal["converged", "stable", "budget", "beaten", "enough"]
     """Why sampling ended: the median's 95 % interval is within 2 %; it stopped shrinking; the time was up; another
-    kernel does the same so much faster that more samples can't change which one counts."""
+    kernel does the same so much faster that more samples can't change which one counts; the interval is wider than
+    2 %, but what is decided hardly depends on this point."""
     rows_timed: int | None = None
     """For a site too large to time whole: the rows that were, from which ``samples_s`` was scaled up."""
     disturbed: int = 0
@@ -180,6 +181,11 @@ class Campaign(Record, frozen=True):
     """The kernel that ``--kernel`` asked for; None: all that can run were rivals."""
     kernels: tuple[Kernel, ...] = ()
     """The kernels there are for the formats timed, and which of them could run."""
+    quick: bool = False
+    """Whether a shorter benchmark was asked for, which could have timed fewer points."""
+    spared: int = 0
+    """The CPU's points that could have been timed and were not asked for, as the decision needed others more, or no
+    more at all."""
     gpus: tuple[GpuRun, ...] = ()
     """One entry per kind of GPU; noise, cold memory and overhead above are the CPU's."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from autotune.records.base import Record
+from autotune.records.configuration import Configuration, Workload
 from autotune.records.measurement import FailureKind, median, relative_median_interval
-from autotune.records.result import Configuration, Workload
 
 Phase = Literal["decode", "prefill"]
 TrialState = Literal["complete", "pruned", "infeasible", "failed"]
@@ -107,9 +107,11 @@ class Confirmation(Record, frozen=True):
     stopped: Literal["decided", "budget", "failed"]
     """decided: nothing that was not run could win beyond the noise; failed: the engine could not run the default or
     anything else, so the predicted choice stands."""
+    workload: Workload
+    """What was searched for; a result for another one keeps the runs, which correct its predictions as well."""
     trials: tuple[Trial, ...]
     runs: tuple[PartRun, ...]
-    """The evidence; it also corrects the cost model."""
+    """The evidence, that of earlier searches for this model and host included."""
     failures: tuple[RunFailure, ...]
     corrections: tuple[CorrectionReport, ...]
     chosen: Measured | None
