@@ -77,7 +77,7 @@ class DeviceModel:
         small_ops = self.small_ops.time_s(passes.tokens, threads)
         passes_s = [small_ops + np.sum([times[product] for product in layer], axis=0) for layer in layers]
         decode_attention = self.attention.decode_s(passes.batches, passes.decode_context, threads)
-        prefill_attention = self._prefill_attention_s(passes, threads)
+        prefill_attention = self.prefill_attention_s(passes, threads)
         head = self.products.time_s(product_of(held.head), passes.tokens, threads)
         return DeviceSteps(
             decode_layer_s=np.stack([each[:, passes.per_batch] + decode_attention for each in passes_s]),
@@ -87,7 +87,7 @@ class DeviceModel:
             handovers=self.handovers.costs(model.hidden_size, passes),
         )
 
-    def _prefill_attention_s(self, passes: Passes, threads: NDArray[np.int64]) -> Floats:
+    def prefill_attention_s(self, passes: Passes, threads: NDArray[np.int64]) -> Floats:
         """A layer's attention over a whole prompt, shape (T, C)."""
         total = np.zeros((len(threads), len(passes.chunks)))
         for column, found in enumerate(passes.prompt_pieces):

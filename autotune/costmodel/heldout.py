@@ -85,12 +85,15 @@ def _without_site(grid: Grid, ceilings: Ceilings, form: Form) -> Iterator[float]
 
 
 def _without_threads(grid: Grid, ceilings: Ceilings, form: Form) -> Iterator[float]:
-    """Each thread count, predicted from the others of the same product."""
+    """Each thread count, predicted from the others of the same product, at the m that these were timed around."""
     for product, curves in grid.items():
         for threads, curve in curves.items():
             rest = {other: held for other, held in curves.items() if other != threads}
-            if rest:
-                yield from _errors(Products({product: rest}, ceilings, form), product, threads, curve)
+            told = {
+                m: time_s for m, time_s in curve.items() if any(min(held) <= m <= max(held) for held in rest.values())
+            }
+            if told:
+                yield from _errors(Products({product: rest}, ceilings, form), product, threads, told)
 
 
 def _errors(products: Products, product: Product, threads: int, curve: dict[int, float]) -> Iterator[float]:

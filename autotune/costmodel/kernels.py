@@ -43,5 +43,7 @@ def _fastest(campaign: Campaign, device: str) -> _Fastest:
 
 
 def _up_to(largest: int, by_threads: dict[int, dict[int, str]], threads: int) -> dict[str, str]:
-    nearest = min(by_threads, key=lambda count: abs(count - threads))
-    return {str(m): kernel for m, kernel in by_threads[nearest].items() if m <= largest}
+    """At each m up to the largest the kernel on the number of threads that was timed there and is nearest."""
+    nearest = sorted(by_threads, key=lambda count: abs(count - threads), reverse=True)
+    kernels = {m: kernel for count in nearest for m, kernel in by_threads[count].items() if m <= largest}
+    return {str(m): kernel for m, kernel in sorted(kernels.items())}

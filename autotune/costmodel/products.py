@@ -32,8 +32,9 @@ class Products:
 
     Utilisation is roofline time over measured time. Over m it is interpolated linearly in the logarithms, and kept at
     its last value beyond the ends. Over threads time follows the Universal Scalability Law, but no prediction is
-    faster than reading the weights at the measured bandwidth. A product that wasn't timed takes the roofline time
-    times a slope plus an overhead, both fitted to the others of its format.
+    faster than reading the weights at the measured bandwidth; beyond the counts that were timed around an m
+    utilisation is that of the nearest. A product that wasn't timed takes the roofline time times a slope plus an
+    overhead, both fitted to the others of its format.
 
     Args:
         grid: Measured products.
@@ -56,22 +57,54 @@ class Products:
         curves = self._grid.get(product)
         if curves is None:
             return self._from_others(product, tokens, threads)
-        times = {count: self._over_tokens(product, curve, count, tokens) for count, curve in curves.items()}
-        counts = np.array(list(times))
+        # Thread counts that tell of an m: those timed at it or on both sides of it; all, where there are none.
+        telling = [
+            tuple(count for count, curve in curves.items() if min(curve) <= m <= max(curve)) or tuple(curves)
+            for m in tokens.tolist()
+        ]
+        times = np.empty((len(threads), len(tokens)))
+        for counts in dict.fromkeys(telling):
+            columns = [column for column, found in enumerate(telling) if found == counts]
+            times[:, columns] = self._over_threads(product, curves, counts, tokens[columns], threads)
+        return times
+
+    def _over_threads(
+        self,
+        product: Product,
+        curves: dict[int, dict[int, float]],
+        counts: tuple[int, ...],
+        tokens: Floats,
+        threads: NDArray[np.int64],
+    ) -> Floats:
+        """Seconds of one product at every m of ``tokens``, shape (T, M), from the curves of some thread counts."""
+        times = {count: self._over_tokens(product, curves[count], count, tokens) for count in counts}
         if len(counts) == 1:
-            (only,) = times.values()
-            if threads.tolist() == counts.tolist():
-                return only[None]
             # One thread count tells nothing about scaling: assume that utilisation stays as it is.
-            scale = self._roofline(product, tokens, threads) / self._roofline(product, tokens, counts)
-            same_utilisation: Floats = scale * only
-            return same_utilisation
+            return self._as_utilised(product, times[counts[0]], counts[0], tokens, threads)
+        for beyond in (count for count in curves if not min(counts) <= count <= max(counts)):
+            nearest = min(counts, key=lambda count: abs(count - beyond))
+            times[beyond] = self._as_utilised(product, times[nearest], nearest, tokens, np.array([beyond]))[0]
+        times = dict(sorted(times.items()))
         return np.maximum(ScalabilityLaw(times).at(threads).T, self._reading_s(product, times, threads))
 
+    def _as_utilised(
+        self, product: Product, time_s: Floats, count: int, tokens: Floats, threads: NDArray[np.int64]
+    ) -> Floats:
+        """Seconds, shape (T, M), at the utilisation that the times (M,) on one thread count are at."""
+        if threads.tolist() == [count]:
+            return time_s[None]
+        roofline = self._roofline(product, tokens, threads)
+        scaled: Floats = roofline / self._roofline(product, tokens, np.array([count])) * time_s
+        return scaled
+
     def largest_m(self, product: Product, threads: int) -> int:
-        """Largest m that a timed product was timed with on so many threads, or on all counts where that one wasn't."""
+        """Largest m that a timed product was timed with on so many threads, or on fewer and on more."""
         curves = self._grid[product]
-        return max(curves[threads]) if threads in curves else min(max(curve) for curve in curves.values())
+        sides = (
+            [max(curve) for count, curve in curves.items() if count <= threads],
+            [max(curve) for count, curve in curves.items() if count >= threads],
+        )
+        return min(max(side) for side in sides if side)
 
     def thread_counts(self, product: Product) -> tuple[int, ...]:
         """Thread counts that a product was timed with, ascending; empty if it wasn't."""

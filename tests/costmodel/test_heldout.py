@@ -104,6 +104,14 @@ def test_failures_in_the_campaign_leave_the_rest_usable():
         assert error.worst == pytest.approx(0, abs=1e-4)
 
 
+def test_a_thread_count_is_left_out_where_others_were_timed_as_well():
+    """One token on one thread tells nothing of 64 on eight: a benchmark that had no need of that is no worse for it."""
+    host = SyntheticHost()
+    timed = [*host.products((SMALL,), (1,), (1,)), *host.products((SMALL,), (8,), (1, 16, 64))]
+    errors = by_name(fit(campaign_of([*host.ceilings(), *timed]))[1][0])
+    assert errors["thread count"].predictions == 2
+
+
 def test_without_ceilings_there_is_no_cost_model():
     with pytest.raises(BenchmarkError, match="read bandwidth of cpu"):
         fit(campaign_of(SyntheticHost().products()))

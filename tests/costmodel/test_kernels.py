@@ -46,6 +46,14 @@ def test_threads_that_were_not_timed_are_as_the_nearest_that_were():
     assert found.decode == found.prefill == {"1": "native"}
 
 
+def test_at_an_m_that_was_not_timed_on_the_nearest_threads_those_count_that_were():
+    """As where a benchmark had no need of it there."""
+    (found,) = fastest(
+        timed("native", 1, 1.0, threads=2), timed("numpy", 1, 1.0, threads=8), timed("amx", 64, 1.0, threads=8)
+    )
+    assert (found.decode, found.prefill) == ({"1": "native"}, {"1": "native", "64": "amx"})
+
+
 def test_sites_that_were_not_timed_are_left_out():
     assert fastest() == ()
 

@@ -87,6 +87,28 @@ def test_thread_counts_may_differ_in_which_m_were_timed():
     assert found == pytest.approx(expected(HOST, SMALL, (64,), (1, 2, 3)), rel=1e-5)
 
 
+def test_a_thread_count_that_was_not_timed_around_an_m_leaves_it_to_those_that_were():
+    """Its utilisation at one token tells nothing of 64, where the kernel does much better."""
+    timed = [
+        measured(matmul(SMALL, count, m), HOST.roofline_s(SMALL, m, count) / utilisation)
+        for count, m, utilisation in ((1, 1, 0.1), (8, 1, 0.1), (4, 1, 0.1), (1, 64, 0.8), (8, 64, 0.8))
+    ]
+    products = products_of([*HOST.ceilings(), *timed])
+    found = predict(products, SMALL, (64,), (1, 4, 8))
+    assert found[[0, 2]] == pytest.approx(expected(HOST, SMALL, (64,), (1, 8)) * 0.5 / 0.8, rel=1e-9)
+    assert found[1] == pytest.approx(expected(HOST, SMALL, (64,), (4,))[0] * 0.5 / 0.8, rel=0.1)
+    assert predict(products, SMALL, (1,), (4,))[0, 0] == pytest.approx(HOST.roofline_s(SMALL, 1, 4) / 0.1)
+
+
+def test_one_thread_count_that_was_timed_around_an_m_tells_all_others_its_utilisation():
+    timed = [
+        measured(matmul(SMALL, count, m), HOST.roofline_s(SMALL, m, count) / utilisation)
+        for count, m, utilisation in ((1, 1, 0.1), (8, 1, 0.1), (8, 64, 0.8))
+    ]
+    found = predict(products_of([*HOST.ceilings(), *timed]), SMALL, (64,), (1, 3, 8))
+    assert found == pytest.approx(expected(HOST, SMALL, (64,), (1, 3, 8)) * 0.5 / 0.8, rel=1e-5)
+
+
 class TestBandwidthCap:
     """A product can't be faster than its weights can be read, wherever it wasn't timed."""
 
