@@ -1,9 +1,9 @@
-"""Runs a benchmark: one worker after another until all is timed or the budget is spent, and returns values."""
+"""Runs a benchmark: one worker after another until all is timed that matters or the budget is spent; returns values."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -36,7 +36,11 @@ _PATIENCE_SHARE = 1 / 3
 """Share of a device's time after which a call of unknown length counts as hung, so that others still get their turn."""
 
 Progress = Callable[[float, int, int], None]
-"""Called with the share of the budget spent (0 to 1), points with at least one sample, and all points."""
+"""Called with the share of the budget spent (0 to 1), points with at least one sample, and all asked for so far."""
+
+Choose = Callable[[Campaign], Mapping[int, float]]
+"""Given what was measured so far, the CPU's tasks to time next by index, the most important first, and how narrow an
+interval the median of each is to come to, relative. Nothing new: the benchmark is done."""
 
 
 def run(
@@ -46,6 +50,7 @@ def run(
     *,
     budget_s: float,
     gpus: Sequence[GpuTasks] = (),
+    choose: Choose | None = None,
     progress: Progress | None = None,
     kernel_modules: Sequence[str] = (),
     seed: int = 0,
@@ -59,17 +64,18 @@ def run(
     Args:
         model: The model whose shapes the tasks have; None for the host's ceilings alone.
         host: This host: gives CPUs to pin to, cache sizes and memory.
-        tasks: What to time on the CPU, most important first.
+        tasks: What can be timed on the CPU, most important first.
         budget_s: Wall time for all of it, the workers' start included; kept within 10 %.
-        gpus: What to time on each kind of GPU.
+        gpus: What to time on each kind of GPU: all of it.
+        choose: Says which of the CPU's tasks to time, again and again; None: all.
         progress: Told now and then how far it is.
         kernel_modules: Modules with further kernels, for the worker to import.
         seed: Of the order of sampling.
         torch_device: Where a GPU's worker finds it; tests without a GPU use ``cpu``.
 
     Returns:
-        An outcome per task, the CPU's first and in the tasks' order, but of those that their kernel's other points
-        spared.
+        An outcome per task that was chosen, the CPU's first and in the tasks' order, but of those that their kernel's
+        other points spared.
 
     Raises:
         BenchmarkError: The CPU's worker could not be started or died before it came to the first task, or the memory
@@ -77,12 +83,12 @@ def run(
     """
     started = time.monotonic()
     cold_bytes = cold_memory_bytes(model, host, tasks)
-    total = len(tasks) + sum(len(gpu.tasks) for gpu in gpus)
+    of_gpus = sum(len(gpu.tasks) for gpu in gpus)
     done = 0
 
-    def tick(timed: int) -> None:
+    def tick(timed: int, of_cpu: int) -> None:
         if progress:
-            progress(min((time.monotonic() - started) / budget_s, 1.0), done + timed, total)
+            progress(min((time.monotonic() - started) / budget_s, 1.0), done + timed, of_gpus + of_cpu)
 
     job = Job(
         model=model,
@@ -107,26 +113,36 @@ def run(
         left_s = started + _GPU_SHARE * budget_s - time.monotonic()
         share_s = left_s / sum(later.failure is None for later in gpus[index:])
         its = replace(job, tasks=gpu.tasks, device=gpu.devices[0], visible_gpu=visible_gpu(gpu.gpu))
-        timed = _time(its, share_s, tick)
+        timed = _time(its, share_s, lambda ledger: tick(ledger.timed, len(tasks) if choose is None else 0))
         gpu_outcomes += timed.ledger.outcomes()
         failure = None if timed.failure is None else str(timed.failure)
         gpu_runs.append(
             describe_run(gpu, timed.ledger, timed.noise, spent_s=timed.spent_s, share_s=share_s, failure=failure)
         )
         done += timed.ledger.timed
-    timed = _time(job, started + budget_s - time.monotonic(), tick)
+
+    def campaign(ledger: Ledger, noise: Noise) -> Campaign:
+        return Campaign(
+            outcomes=(*ledger.outcomes(), *gpu_outcomes),
+            noise=noise,
+            budget_s=budget_s,
+            spent_s=time.monotonic() - started,
+            cold_bytes=ledger.cold_bytes,
+            runtime_overhead_bytes=ledger.overhead_bytes,
+            spared=len(tasks) - ledger.asked,
+            gpus=tuple(gpu_runs),
+        )
+
+    def chosen(ledger: Ledger) -> Mapping[int, float]:
+        assert choose is not None
+        return choose(campaign(ledger, _noise(ledger.outcomes(), ledger.control_drift, None, None)))
+
+    share_s = started + budget_s - time.monotonic()
+    timed = _time(job, share_s, lambda ledger: tick(ledger.timed, ledger.asked), chosen if choose else None)
     if timed.failure is not None:
         raise timed.failure
-    tick(timed.ledger.timed)
-    return Campaign(
-        outcomes=(*timed.ledger.outcomes(), *gpu_outcomes),
-        noise=timed.noise,
-        budget_s=budget_s,
-        spent_s=time.monotonic() - started,
-        cold_bytes=timed.ledger.cold_bytes,
-        runtime_overhead_bytes=timed.ledger.overhead_bytes,
-        gpus=tuple(gpu_runs),
-    )
+    tick(timed.ledger.timed, timed.ledger.asked)
+    return campaign(timed.ledger, timed.noise)
 
 
 class _Timed(NamedTuple):
@@ -138,18 +154,39 @@ class _Timed(NamedTuple):
     failure: BenchmarkError | None
 
 
-def _time(job: Job, share_s: float, tick: Callable[[int], None]) -> _Timed:
-    """Time a job's tasks on its device within so much time: one worker after another until nothing is left to do."""
+def _time(
+    job: Job,
+    share_s: float,
+    tick: Callable[[Ledger], None],
+    choose: Callable[[Ledger], Mapping[int, float]] | None = None,
+) -> _Timed:
+    """Time a job's tasks on its device within so much time: one worker after another until nothing is left to do.
+
+    Args:
+        job: All that there is to do.
+        share_s: The time.
+        tick: Told now and then how far it is.
+        choose: Says which tasks to time, again and again; None: all.
+    """
     started = time.monotonic()
     job = replace(job, deadline=started + _WORKER_SHARE * share_s, end=started + _KILL_SHARE * share_s)
     ledger = Ledger(job.tasks)
     stolen, throttled = disturbance.cpu_times(), throttled_s()
     patience_s = min(_MAX_PATIENCE_S, _PATIENCE_SHARE * share_s)
     failure: BenchmarkError | None = None
-    while ledger.open and failure is None and time.monotonic() < job.deadline:
+
+    def select() -> dict[int, float]:
+        if time.monotonic() >= job.deadline:
+            return {}  # what there is no time for isn't missed either
+        return ledger.select(_all_of(job) if choose is None else choose(ledger))
+
+    def is_open() -> bool:
+        return ledger.open or (not ledger.finished and bool(select()))
+
+    while failure is None and time.monotonic() < job.deadline and is_open():
         now = replace(job, samples_s=ledger.samples_s(), skip=tuple(ledger.failures))
         try:
-            Supervisor(now, ledger, patience_s, lambda: tick(ledger.timed)).run()
+            Supervisor(now, ledger, select, patience_s, lambda: tick(ledger)).run()
         except BenchmarkError as error:
             failure = error
     now_throttled = throttled_s()
@@ -162,9 +199,17 @@ def _time(job: Job, share_s: float, tick: Callable[[int], None]) -> _Timed:
     return _Timed(ledger, noise, time.monotonic() - started, failure)
 
 
+def _all_of(job: Job) -> dict[int, float]:
+    return dict.fromkeys(range(len(job.tasks)), TARGET_INTERVAL)
+
+
 def _noise(outcomes: Sequence[Outcome], control_drift: float, steal: float | None, throttled: float | None) -> Noise:
-    # A beaten kernel's few samples say nothing about noise.
-    measured = [outcome for outcome in outcomes if isinstance(outcome, Measurement) and outcome.stopped != "beaten"]
+    # Points that were sampled no further, as it didn't matter, say nothing about noise.
+    measured = [
+        outcome
+        for outcome in outcomes
+        if isinstance(outcome, Measurement) and outcome.stopped not in ("beaten", "enough")
+    ]
     intervals = [width for outcome in measured if (width := outcome.relative_interval) is not None]
     return Noise(
         median_relative_interval=median(intervals) if intervals else None,

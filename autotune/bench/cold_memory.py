@@ -13,7 +13,7 @@ from ternary_kernels.formats import get_format
 
 MIN_COLD_BYTES = 64 << 20
 _MAX_COLD_BYTES = 1 << 30
-_UNKNOWN_CACHE_BYTES = 128 << 20
+_UNKNOWN_CACHE_BYTES = 64 << 20
 
 
 def cold_memory_bytes(model: Model | None, host: Host, tasks: Sequence[Task]) -> int:
@@ -25,7 +25,7 @@ def cold_memory_bytes(model: Model | None, host: Host, tasks: Sequence[Task]) ->
     Raises:
         BenchmarkError: The largest window takes more than half of the usable memory.
     """
-    wanted = 2 * _last_level_bytes(host.cpu) if host.cpu.caches else _UNKNOWN_CACHE_BYTES
+    wanted = 2 * last_level_bytes(host.cpu)
     if model is not None:
         wanted = min(wanted, model_bytes(model))
     usable = host.memory.usable_bytes
@@ -38,8 +38,13 @@ def cold_memory_bytes(model: Model | None, host: Host, tasks: Sequence[Task]) ->
     return min(max(wanted, MIN_COLD_BYTES), _MAX_COLD_BYTES, usable // 4) + window
 
 
-def _last_level_bytes(cpu: Cpu) -> int:
-    """Size of all last-level caches together: where there are several, each keeps the share of its own threads."""
+def last_level_bytes(cpu: Cpu) -> int:
+    """Size of all last-level caches together: where there are several, each keeps the share of its own threads.
+
+    Where the host doesn't tell, more than most have.
+    """
+    if not cpu.caches:
+        return _UNKNOWN_CACHE_BYTES
     cache = cpu.caches[-1]
     cpus = sum(len(core.cpus) for core in cpu.cores)
     return cache.size_bytes * math.ceil(cpus / (cache.shared_by_cpus or cpus))

@@ -33,9 +33,9 @@ class CpuRig:
 
     def __init__(self, job: Job, send: Send) -> None:
         self._job = job
-        self._send = send
         self._teams: dict[int, Team] = {}
         self._stack = ExitStack()
+        self._checker = numerics.Checker(self._teams, send)
 
     def load(self, tasks: Sequence[Task]) -> None:
         """Import what the tasks need, so that it counts as the runtime's own memory."""
@@ -60,7 +60,7 @@ class CpuRig:
 
     def check(self, tasks: Sequence[Task], skip: Collection[int]) -> set[int]:
         """Check kernels against the oracle."""
-        return numerics.Checker(self._teams, self._send).check(tasks, skip)
+        return self._checker.check(tasks, skip)
 
     def prepare(self) -> Prepared:
         """Fill as much of the cold memory as there is time for."""

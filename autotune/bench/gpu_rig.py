@@ -25,14 +25,12 @@ from autotune.bench.rig import DeviceLostError, DeviceUnusableError, Send, Subje
 from autotune.model.memory import readable_bytes
 from autotune.records.measurement import FailureKind
 from ternary_kernels.cuda.arena import ALIGNMENT, DeviceArena
+from ternary_kernels.cuda.memory import is_out_of_memory
 from ternary_kernels.cuda.product import get_product
 
 _UNKNOWN_L2_BYTES = 64 << 20
 """More than most GPUs' L2 cache, where torch doesn't tell it."""
 
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
-"""In words, as not every part of torch raises its own error; the second are those of its CPU allocator, the third those
-of the libraries that it calls."""
 _LOST = re.compile(r"CUDA error: (?!CUBLAS_STATUS|no kernel image|invalid configuration)|Triton Error \[CUDA\]")
 """After most of these all that a process does with its GPU fails. Source: CUDA Runtime API, for example
 cudaErrorLaunchFailure: "the process must be terminated and relaunched". The exceptions say that a library has no kernel
@@ -96,7 +94,7 @@ class GpuRig:
             torch.cuda.synchronize()
         except Exception as error:  # torch wraps what goes wrong at its start in errors of several kinds
             why = _sentence(error)
-            if free_bytes is not None and _OUT_OF_MEMORY.search(why):
+            if free_bytes is not None and is_out_of_memory(error):
                 why += f", with {readable_bytes(free_bytes)} of its memory free"
             raise DeviceUnusableError(f"torch {torch.__version__} can't use it: {why}") from error
 
@@ -177,7 +175,7 @@ class GpuRig:
             DeviceLostError: This process can't use the GPU any more.
         """
         sentence = _sentence(error)
-        if isinstance(error, torch.cuda.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             if self._is_cuda:
                 torch.cuda.empty_cache()
             return "out_of_memory", f"not enough memory on the GPU: {sentence}"

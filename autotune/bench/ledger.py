@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 from autotune.bench.messages import (
     Block,
@@ -17,16 +18,16 @@ from autotune.bench.messages import (
 )
 from autotune.bench.plan import Task
 from autotune.bench.rivals import gates, is_beaten, rivals
-from autotune.bench.sampler import Sample, stopping
+from autotune.bench.sampler import TARGET_INTERVAL, Sample, stopping
 from autotune.records import Failure, Measurement, Outcome
 from autotune.records.measurement import FailureKind
 
 
 class Ledger:
-    """Books what workers report.
+    """Books what is asked of workers, and what they report.
 
     Args:
-        tasks: What is to be timed.
+        tasks: What can be timed.
 
     Attributes:
         failures: By the index of the task.
@@ -43,6 +44,7 @@ class Ledger:
         self._tasks = tasks
         points = [task.point for task in tasks]
         self._rivals, self._gates = rivals(points), gates(points)
+        self._intervals: dict[int, float] = {}
         self._samples: list[list[Sample]] = [[] for _ in tasks]
         self.failures: dict[int, Failure] = {}
         self.control_drift = 0.0
@@ -52,6 +54,34 @@ class Ledger:
         self.clocks: list[Clocks] = []
         self.unusable: str | None = None
         self.finished = False
+
+    def select(self, intervals: Mapping[int, float]) -> dict[int, float]:
+        """Ask for tasks to be timed, or to be timed better.
+
+        Args:
+            intervals: Index of each task, the most important first, and how narrow an interval its median is to come
+                to, relative.
+
+        Returns:
+            Those of which that was not asked before, and that have not failed.
+        """
+        new = {
+            index: width
+            for index, width in intervals.items()
+            if index not in self.failures and width < self._intervals.get(index, math.inf)
+        }
+        self._intervals |= new
+        return new
+
+    @property
+    def selected(self) -> dict[int, float]:
+        """All that was asked for, as it was, but what failed."""
+        return {index: width for index, width in self._intervals.items() if index not in self.failures}
+
+    @property
+    def asked(self) -> int:
+        """How many tasks were asked for."""
+        return len(self._intervals)
 
     def take(self, event: Event) -> None:
         """Book an event."""
@@ -82,8 +112,8 @@ class Ledger:
 
     @property
     def open(self) -> bool:
-        """Whether there is something left to time."""
-        return not self.finished and len(self.failures) < len(self._tasks)
+        """Whether something of what was asked for may be left to time."""
+        return not self.finished and bool(self.selected)
 
     @property
     def timed(self) -> int:
@@ -95,12 +125,16 @@ class Ledger:
         return tuple(tuple(sample.time_s for sample in samples) for samples in self._samples)
 
     def outcomes(self) -> tuple[Outcome, ...]:
-        """What came of each task, in their order; nothing of those that were spared."""
-        return tuple(self._outcome(index, task) for index, task in enumerate(self._tasks) if not self._is_spared(index))
+        """What came of each task, in their order; nothing of those that weren't asked for or were spared."""
+        return tuple(
+            self._outcome(index, task)
+            for index, task in enumerate(self._tasks)
+            if (index in self._intervals or index in self.failures) and not self._is_spared(index)
+        )
 
     def _is_spared(self, index: int) -> bool:
         """Whether a task was left alone: its kernel lost all points that spare it, and a rival does the same."""
-        if self._samples[index] or index in self.failures or not self._gates[index]:
+        if self._samples[index] or index in self.failures or not self._gates[index] or index not in self._intervals:
             return False
         if all(rival in self.failures for rival in self._rivals[index]):
             return False
@@ -123,7 +157,7 @@ class Ledger:
             point=task.point,
             samples_s=tuple(sample.time_s * scale for sample in samples),
             calls_per_sample=samples[-1].calls,
-            stopped=stopping([sample.time_s for sample in samples])
+            stopped=stopping([sample.time_s for sample in samples], self._intervals.get(index, TARGET_INTERVAL))
             or ("beaten" if self._is_beaten(index) else "budget"),
             rows_timed=task.rows,
             disturbed=sum(sample.discarded for sample in samples),

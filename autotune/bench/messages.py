@@ -1,4 +1,4 @@
-"""What parent and worker say to each other: one job down standard input, one JSON line per event back."""
+"""What parent and worker say to each other: a job and selections of its tasks one way, events the other; JSON lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autotune.records.measurement import FailureKind
 
 
 class Job(Record, frozen=True):
-    """All that a worker needs; written as one line."""
+    """All that a worker needs to time any of its tasks."""
 
     model: Model | None
     """Geometry of attention and gate; None where only the host's ceilings are timed."""
@@ -39,6 +39,14 @@ class Job(Record, frozen=True):
     """The only GPU that the worker sees, as CUDA_VISIBLE_DEVICES names it: a UUID or an index in PCI order."""
     torch_device: str = "cuda:0"
     """Where torch finds that GPU; ``cpu`` stands in for one in tests."""
+
+
+class Select(Record, frozen=True, tag="select"):
+    """What to time now; answered by ``Idle`` when that is done."""
+
+    intervals: dict[int, float]
+    """Index of each task, the most important first, and how narrow an interval its median is to come to, relative.
+    None at all: nothing is left to do."""
 
 
 class Ready(Record, frozen=True, tag="ready"):
@@ -108,12 +116,17 @@ class Unusable(Record, frozen=True, tag="unusable"):
     reason: str
 
 
+class Idle(Record, frozen=True, tag="idle"):
+    """All that was selected is done, or there is no time for the rest."""
+
+
 class Finished(Record, frozen=True, tag="finished"):
     """The worker is done."""
 
 
-Event = Ready | Prepared | Started | Block | Clocks | Failed | Unusable | Finished
+Event = Ready | Prepared | Started | Block | Clocks | Failed | Unusable | Idle | Finished
 
 encoder = msgspec.json.Encoder()
 event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 job_decoder = msgspec.json.Decoder(Job)
+select_decoder = msgspec.json.Decoder(Select)

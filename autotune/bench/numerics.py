@@ -67,6 +67,7 @@ class BaseChecker(ABC):
     def __init__(self, send: Callable[[Event], None]) -> None:
         self._send = send
         self._examples: dict[tuple[str, int], Example] = {}
+        self._faults: dict[tuple[object, ...], tuple[FailureKind, str] | None] = {}
         self._ternary: dict[tuple[int, int], tuple[NDArray[np.int8], Quantized, NDArray[np.float32]]] = {}
 
     def check(self, tasks: Sequence[Task], skip: Collection[int]) -> set[int]:
@@ -87,14 +88,13 @@ class BaseChecker(ABC):
         at_stake: dict[tuple[str, str], list[int]] = {}
         for index, task in products:
             at_stake.setdefault((task.point.kernel, task.point.format), []).append(index)
-        faults: dict[tuple[object, ...], tuple[FailureKind, str] | None] = {}
         failed = set()
         for index, task in products:
             point = task.point
             key = point.kernel, point.format, point.threads, *self._same_check(task)
-            if key not in faults:
-                faults[key] = self._fault(task, tuple(at_stake[point.kernel, point.format]))
-            fault = faults[key]
+            if key not in self._faults:
+                self._faults[key] = self._fault(task, tuple(at_stake[point.kernel, point.format]))
+            fault = self._faults[key]
             if fault:
                 failed.add(index)
                 self._send(Failed(index, *fault))

@@ -56,7 +56,10 @@ class Rig(Protocol):
         """Import what the tasks need; errors are left to the check. Comes before the block is entered."""
 
     def check(self, tasks: Sequence[Task], skip: Collection[int]) -> set[int]:
-        """Check the kernels of tasks that aren't skipped against the oracle, report those that fail, return them."""
+        """Check the kernels of tasks that aren't skipped against the oracle, report those that fail, return them.
+
+        May be called again for others.
+        """
 
     def prepare(self) -> Prepared:
         """Fill the memory through which weights rotate."""

@@ -19,6 +19,12 @@ MIN_SAMPLE_S = 1e-3
 """A sample lasts at least this long: far above the clock's resolution and the cost of reading it."""
 
 TARGET_INTERVAL = 0.02
+COARSE_INTERVAL = 0.05
+"""Where it isn't known yet whether a point matters."""
+
+_COARSE_SAMPLES = 10
+"""The most that are taken where it isn't, however wide the interval: on a noisy host the time is for those that do."""
+
 MIN_SAMPLES = 6
 MAX_DRIFT = 0.03
 _STABLE_AFTER = 24
@@ -33,7 +39,7 @@ _SHORT_CALL_S = 0.01
 _LONG_SAMPLE_S = 0.03
 _CLOCK_RESOLUTION_S = 1e-7
 
-Stop = Literal["converged", "stable"]
+Stop = Literal["converged", "enough", "stable"]
 
 Stopwatch = Callable[[Callable[[], object], int], float]
 """Calls something so many times, one call after the other, and returns the seconds that took."""
@@ -65,7 +71,9 @@ class Candidate:
         calls: Calls per sample, 0 before the warm-up.
         repeats: Operations that one call runs.
         stopwatch: How its calls are timed; None: by the sampler's clock.
+        target: How narrow an interval its samples' median is to come to, relative.
         done: Whether it needs no more samples, or can't be sampled.
+        failed: Whether it raised an error.
         rivals: Indices of the candidates that do the same in another way: once one of them is clearly faster, this one
             is done.
         gates: Indices of the candidates that it waits for; if these are all beaten and a rival hasn't failed, it isn't
@@ -80,7 +88,9 @@ class Candidate:
     calls: int = 0
     repeats: int = 1
     stopwatch: Stopwatch | None = None
+    target: float = TARGET_INTERVAL
     done: bool = False
+    failed: bool = False
     rivals: Sequence[int] = ()
     gates: Sequence[int] = ()
 
@@ -107,7 +117,7 @@ class Sampler:
     block is repeated, as long as all repeats together keep to a tenth of the time.
 
     Args:
-        candidates: What to time.
+        candidates: What to time; more may be added between two runs.
         control: Index of the candidate that serves as the control; it must be known to run.
         deadline: On ``clock``'s scale; nothing starts that isn't expected to end before it.
         observer: Told about progress.
@@ -135,11 +145,11 @@ class Sampler:
         self._spare_s = _REPEAT_SHARE * (deadline - clock())
 
     def run(self) -> None:
-        """Sample until done."""
+        """Sample until all candidates are done, or there is no time for the rest."""
         for index in range(len(self._candidates)):
             self._judge(index)
         self._read_control()
-        # Where an earlier worker had begun, those that it didn't come to go first.
+        # Where some were begun before, in this process or another, the new ones go first.
         order = sorted(self._open(), key=lambda index: bool(self._candidates[index].samples_s))
         while order:
             self._round(order)
@@ -217,7 +227,7 @@ class Sampler:
         for sample in block:
             candidate = self._candidates[sample.index]
             candidate.samples_s.append(sample.time_s)
-            candidate.done = stopping(candidate.samples_s) is not None
+            candidate.done = stopping(candidate.samples_s, candidate.target) is not None
             for index in (sample.index, *candidate.rivals):
                 self._judge(index)
         usual = median(self._readings_s)
@@ -231,10 +241,10 @@ class Sampler:
         except Exception as error:
             # Whatever a kernel raises, the other candidates can still be timed, and those that it had beaten as well.
             failed = self._candidates[index]
-            failed.done = True
+            failed.failed = failed.done = True
             failed.samples_s.clear()
             for rival in map(self._candidates.__getitem__, failed.rivals):
-                rival.done = rival.done and (not rival.samples_s or stopping(rival.samples_s) is not None)
+                rival.done = rival.done and (not rival.samples_s or stopping(rival.samples_s, rival.target) is not None)
             self._observer.failed(index, error)
             return None
 
@@ -302,13 +312,20 @@ class Sampler:
         return 2 * max(MIN_SAMPLE_S, call_s * candidate.repeats)
 
 
-def stopping(samples_s: Sequence[float]) -> Stop | None:
-    """Whether a candidate has been sampled enough, and why; None: go on."""
+def stopping(samples_s: Sequence[float], target: float = TARGET_INTERVAL) -> Stop | None:
+    """Whether a candidate has been sampled enough, and why; None: go on.
+
+    Args:
+        samples_s: Its samples.
+        target: How narrow an interval their median is to come to, relative.
+    """
     interval = relative_median_interval(list(samples_s))
     if interval is None:
         return None
     if interval <= TARGET_INTERVAL:
         return "converged"
+    if interval <= target or (target > TARGET_INTERVAL and len(samples_s) >= _COARSE_SAMPLES):
+        return "enough"
     if len(samples_s) >= _STABLE_AFTER:
         # The noise has a floor of its own: more samples no longer narrow the interval as 1 / sqrt(n) would.
         earlier = relative_median_interval(list(samples_s[:-_STABLE_WINDOW]))

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import queue
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import IO
 
-import msgspec
-
+from autotune.bench.child import Child, Death
 from autotune.bench.ledger import Ledger
-from autotune.bench.messages import Event, Job, Started, encoder, event_decoder
+from autotune.bench.messages import Event, Idle, Job, Select, Started, event_decoder
 from autotune.errors import BenchmarkError
-from autotune.records.measurement import FailureKind
 
 _POLL_S = 0.1
 _EXIT_S = 1.0
@@ -33,8 +21,6 @@ _HANG_FLOOR_S = 1.0
 _COMPILE_S = 20.0
 """How long what may compile code first is waited for: far more than any kernel takes, on any host."""
 
-_BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 class Supervisor:
     """Runs one worker process, from its start to its end.
@@ -42,19 +28,28 @@ class Supervisor:
     A worker that dies or hangs turns the tasks that were at stake into failures in the ledger.
 
     Args:
-        job: What the worker is to do.
-        ledger: Where to book what it reports.
+        job: What the worker can do.
+        ledger: Knows what was selected of that, and books what the worker reports.
+        select: Called when all that is done, and returns what was selected beside it; nothing ends the worker.
         patience_s: How long something may run of which nothing is known yet.
         tick: Called about ten times a second.
     """
 
-    def __init__(self, job: Job, ledger: Ledger, patience_s: float, tick: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        ledger: Ledger,
+        select: Callable[[], dict[int, float]],
+        patience_s: float,
+        tick: Callable[[], None],
+    ) -> None:
         self._job = job
         self._ledger = ledger
+        self._select = select
         self._patience_s = patience_s
         self._tick = tick
         self._at_stake: tuple[int, ...] = ()
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._idle = False
 
     def run(self) -> None:
         """Start the worker and return when it is gone.
@@ -62,40 +57,12 @@ class Supervisor:
         Raises:
             BenchmarkError: It couldn't be started, or died before it came to the first task.
         """
-        with tempfile.TemporaryFile() as errors:
-            process = self._start(errors)
-            try:
-                by_itself = self._listen(process)
-            finally:
-                # Also on Ctrl-C: nothing of the worker may stay behind.
-                process.kill()
-                process.wait()
-                with contextlib.suppress(BrokenPipeError):  # what it never read
-                    process.stdin.close()  # type: ignore[union-attr]
-            if by_itself and not self._ledger.finished:
-                self._blame(process.returncode, errors)
-
-    def _start(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "autotune.bench.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**os.environ, **dict.fromkeys(_BLAS_THREADS, "1"), **self._visible_gpu(), "PYTHONPATH": paths},
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the worker
-            )
-        except OSError as error:
-            raise BenchmarkError(
-                f"could not start the benchmark's worker {sys.executable}: {error.strerror}"
-            ) from error
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once: its exit status says why
-            process.stdin.write(encoder.encode(self._job) + b"\n")
-            process.stdin.flush()
-        threading.Thread(target=self._read, args=(process.stdout,), daemon=True).start()
-        return process
+        with Child("the benchmark's worker", "autotune.bench.worker", event_decoder, self._visible_gpu()) as worker:
+            worker.send(self._job)
+            worker.send(Select(self._ledger.selected))
+            by_itself = self._listen(worker)
+        if by_itself and not self._ledger.finished:
+            self._blame(worker.death())
 
     def _visible_gpu(self) -> dict[str, str]:
         """Show the worker the GPU of its job alone: a MIG instance can't be used otherwise."""
@@ -103,13 +70,7 @@ class Supervisor:
             return {}
         return {"CUDA_VISIBLE_DEVICES": self._job.visible_gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
-    def _read(self, stream: IO[bytes]) -> None:
-        with stream, contextlib.suppress(msgspec.DecodeError):  # a line that the worker's death cut off
-            for line in stream:
-                self._events.put(event_decoder.decode(line))
-        self._events.put(None)
-
-    def _listen(self, process: subprocess.Popen[bytes]) -> bool:
+    def _listen(self, worker: Child[Event]) -> bool:
         """Book events until the worker is done, hangs or its time is up; whether it ended by itself."""
         hung_at = self._job.end
         next_tick = 0.0
@@ -118,20 +79,22 @@ class Supervisor:
                 self._tick()
                 next_tick = now + _POLL_S
             try:
-                event = self._events.get(timeout=min(_POLL_S, self._job.end - now))
-            except queue.Empty:
+                event = worker.hear(min(_POLL_S, self._job.end - now))
+            except TimeoutError:
                 if now < hung_at:
                     continue
                 self._ledger.fail(self._at_stake, "hung", "nothing came back in time, so the worker was ended")
                 return False
             if event is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(min(_EXIT_S, max(self._job.end - now, 0.0)))
-                return process.returncode is not None
+                return worker.ends(min(_EXIT_S, max(self._job.end - now, 0.0)))
             self._ledger.take(event)
             if isinstance(event, Started):
-                self._at_stake = event.at_stake
+                self._at_stake, self._idle = event.at_stake, False
                 hung_at = time.monotonic() + self._allowed_s(event) if event.at_stake else self._job.end
+            elif isinstance(event, Idle):
+                self._at_stake, self._idle = (), True
+                hung_at = self._job.end
+                worker.send(Select(self._select()))
         return False
 
     def _allowed_s(self, event: Started) -> float:
@@ -139,17 +102,10 @@ class Supervisor:
             return max(self._patience_s, _COMPILE_S) if event.compiles else self._patience_s
         return _HANG_FLOOR_S + _HANG_FACTOR * event.expected_s
 
-    def _blame(self, status: int, errors: IO[bytes]) -> None:
-        """The worker died by itself: what was at stake takes the blame."""
-        errors.seek(0)
-        words = errors.read().decode(errors="replace").strip().splitlines()
-        if status == -signal.SIGKILL:
-            how = "was killed (SIGKILL), as the system does when memory runs out"
-        elif status < 0:
-            how = f"died of signal {-status} ({signal.strsignal(-status)})"
-        else:
-            how = f"exited with status {status}: {words[-1] if words else 'it said nothing'}"
+    def _blame(self, death: Death) -> None:
+        """The worker died by itself: what was at stake takes the blame; nothing does if it had just nothing to do."""
+        if self._idle:
+            return
         if not self._at_stake:
-            raise BenchmarkError(f"before it came to any task, the benchmark's worker {how}")
-        kind: FailureKind = "out_of_memory" if status == -signal.SIGKILL else "crashed"
-        self._ledger.fail(self._at_stake, kind, f"the worker {how}")
+            raise BenchmarkError(f"before it came to any task, the benchmark's worker {death.how}")
+        self._ledger.fail(self._at_stake, death.kind, f"the worker {death.how}")

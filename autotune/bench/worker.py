@@ -1,20 +1,15 @@
 """The child process that does the timing: a crash, a hang or an out-of-memory kill in it is just a value to its parent.
 
-Started as ``python -m autotune.bench.worker``; reads a ``Job`` from standard input, writes ``Event`` lines to standard
-output, and exits at once when standard input closes, so that it never outlives its parent.
+Started as ``python -m autotune.bench.worker``; reads a ``Job`` and ``Select`` lines from standard input, writes
+``Event`` lines to standard output, and exits when standard input closes, so that it never outlives its parent.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import importlib
-import os
-import sys
-import threading
 import time
-from collections.abc import Collection, Sequence
-from typing import IO
+from collections.abc import Mapping, Sequence
 
 import psutil
 from msgspec.structs import replace
@@ -24,40 +19,36 @@ from autotune.bench.messages import (
     Event,
     Failed,
     Finished,
+    Idle,
     Job,
     Ready,
     Started,
     Unusable,
-    encoder,
     job_decoder,
+    select_decoder,
 )
+from autotune.bench.parent import Parent
 from autotune.bench.plan import Task
 from autotune.bench.rig import DeviceLostError, DeviceUnusableError, Rig, Send
 from autotune.bench.rivals import gates, rivals
 from autotune.bench.sampler import Candidate, Sample, Sampler, stopping
 
-_OVERTIME_S = 1.0
 _BUILDING_SHARE = 0.6
 """Share of the time there is after the check in which calls may be built: graphs are captured, code is compiled."""
 
 
 class Channel:
-    """Sends events to the parent, and remembers what is at stake.
+    """Sends events to the parent, and remembers what is at stake."""
 
-    Args:
-        stream: Where they are written, a line each.
-    """
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
         self._at_stake: tuple[int, ...] = ()
 
     def send(self, event: Event) -> None:
         """Send an event."""
         if isinstance(event, Started):
             self._at_stake = event.at_stake
-        self._stream.write(encoder.encode(event) + b"\n")
-        self._stream.flush()
+        self._parent.send(event)
 
     def give_up(self, reason: str) -> None:
         """The device is lost: what was at stake takes the blame; if nothing was, it can't be used at all."""
@@ -97,27 +88,32 @@ class Reporter:
 
 
 def main() -> None:
-    """Run the job that standard input holds."""
-    channel = Channel(_take_standard_output())
-    job = job_decoder.decode(sys.stdin.buffer.readline())
-    _end_with_parent(job.end)
+    """Work off the job and the selections that standard input holds."""
+    parent = Parent()
+    channel = Channel(parent)
+    job = parent.hear(job_decoder)
+    if job is None:
+        return
+    parent.expect(max(job.end - time.monotonic(), 0.0))
     try:
-        _work_off(job, channel.send)
+        _work_off(job, parent, channel.send)
     except DeviceLostError as error:
         channel.give_up(str(error))
     except DeviceUnusableError as error:
         channel.send(Unusable(str(error)))
 
 
-def _work_off(job: Job, send: Send) -> None:
+def _work_off(job: Job, parent: Parent, send: Send) -> None:
     rig = _rig(job, send)
     for module in job.kernel_modules:
         importlib.import_module(module)
     rig.load(job.tasks)
     send(Ready(psutil.Process().memory_info().rss))
     with rig:
-        out = rig.check(job.tasks, job.skip) | set(job.skip)
-        _sample(job, rig, out, send)
+        bench = Bench(job, rig, send)
+        while (selected := parent.hear(select_decoder)) is not None and selected.intervals:
+            bench.time(selected.intervals)
+            send(Idle())
     send(Finished())
 
 
@@ -131,55 +127,94 @@ def _rig(job: Job, send: Send) -> Rig:
     return GpuRig(job, send)
 
 
-def _sample(job: Job, rig: Rig, out: Collection[int], send: Send) -> None:
-    """Build the calls of all tasks that aren't out, and sample them."""
-    send(Started((), None))
-    send(rig.prepare())
-    tasks: list[int] = []
-    candidates: list[Candidate] = []
-    latest = _BUILDING_SHARE * job.deadline + (1 - _BUILDING_SHARE) * time.monotonic()
-    for index, task in enumerate(job.tasks):
-        if index in out:
-            continue
-        if candidates and time.monotonic() > latest:
-            break  # what comes last matters least, and what is there must be timed
-        send(Started((index,), None, compiles=True))
+class Bench:
+    """Times the tasks of a job, those that are selected at a time.
+
+    Args:
+        job: What there is to time, and until when.
+        rig: The device.
+        send: Takes the events.
+    """
+
+    def __init__(self, job: Job, rig: Rig, send: Send) -> None:
+        self._job = job
+        self._rig = rig
+        self._send = send
+        points = [task.point for task in job.tasks]
+        self._rivals, self._gates = rivals(points), gates(points)
+        self._prepared = False
+        self._tasks: list[int] = []
+        self._candidates: list[Candidate] = []
+        """One per task that was built."""
+        self._reporter = Reporter(rig, send, self._tasks)
+        self._sampler: Sampler | None = None
+
+    def time(self, intervals: Mapping[int, float]) -> None:
+        """Check, build and sample tasks, and sample those further that were before.
+
+        Args:
+            intervals: Index of each task, and how narrow an interval its median is to come to, relative.
+        """
+        new = [index for index in intervals if index not in self._tasks and index not in self._job.skip]
+        failed = self._rig.check(self._job.tasks, set(range(len(self._job.tasks))) - set(new))
+        if not self._prepared:
+            self._send(Started((), None))
+            self._send(self._rig.prepare())
+            self._prepared = True
+        self._build([index for index in new if index not in failed])
+        for index, candidate in zip(self._tasks, self._candidates, strict=True):
+            candidate.target = intervals.get(index, candidate.target)
+            candidate.done = candidate.failed or stopping(candidate.samples_s, candidate.target) is not None
+        self._introduce()
+        self._sample()
+
+    def _build(self, new: Sequence[int]) -> None:
+        """Build the calls of tasks."""
+        latest = _BUILDING_SHARE * self._job.deadline + (1 - _BUILDING_SHARE) * time.monotonic()
+        for index in new:
+            if self._candidates and time.monotonic() > latest:
+                break  # what comes last matters least, and what is there must be timed
+            task = self._job.tasks[index]
+            self._send(Started((index,), None, compiles=True))
+            try:
+                subject = self._rig.build(task)
+            except Exception as error:
+                self._send(Failed(index, *self._rig.failure_of(error)))
+                continue
+            samples = list(self._job.samples_s[index])
+            candidate = Candidate(subject.call, *_work(task), samples, samples[-1] if samples else None)
+            candidate.repeats, candidate.stopwatch = subject.repeats, subject.stopwatch
+            self._tasks.append(index)
+            self._candidates.append(candidate)
+
+    def _introduce(self) -> None:
+        """Tell candidates whom they compete with; who isn't there doesn't compete."""
+        places = {task: place for place, task in enumerate(self._tasks)}
+        for task, candidate in zip(self._tasks, self._candidates, strict=True):
+            candidate.rivals = [places[rival] for rival in self._rivals[task] if rival in places]
+            candidate.gates = [places[gate] for gate in self._gates[task] if gate in places]
+
+    def _sample(self) -> None:
+        """Sample what was built."""
+        job = self._job
+        if self._sampler is None:
+            tasks = [job.tasks[index] for index in self._tasks]
+            control = _choose_control(tasks, self._candidates, self._reporter)
+            if control is None:
+                return
+            # Both clocks are CLOCK_MONOTONIC on Linux; elsewhere they may differ by a constant.
+            deadline = job.deadline - time.monotonic() + time.perf_counter()
+            self._sampler = Sampler(self._candidates, control, deadline, self._reporter, seed=job.seed)
+        # Garbage collection would stop the threads in the middle of a sample.
+        gc.collect()
+        gc.disable()
         try:
-            subject = rig.build(task)
+            self._sampler.run()
         except Exception as error:
-            send(Failed(index, *rig.failure_of(error)))
-            continue
-        samples = list(job.samples_s[index])
-        candidate = Candidate(subject.call, *_work(task), samples, samples[-1] if samples else None)
-        candidate.repeats, candidate.stopwatch = subject.repeats, subject.stopwatch
-        candidate.done = stopping(samples) is not None
-        tasks.append(index)
-        candidates.append(candidate)
-    _introduce(job.tasks, tasks, candidates)
-    reporter = Reporter(rig, send, tasks)
-    control = _choose_control([job.tasks[index] for index in tasks], candidates, reporter)
-    if control is None:
-        return
-    # Both clocks are CLOCK_MONOTONIC on Linux; elsewhere they may differ by a constant.
-    deadline = job.deadline - time.monotonic() + time.perf_counter()
-    # Garbage collection would stop the threads in the middle of a sample.
-    gc.collect()
-    gc.disable()
-    try:
-        Sampler(candidates, control, deadline, reporter, seed=job.seed).run()
-    except Exception as error:
-        rig.failure_of(error)  # a lost device says so itself
-        raise
-
-
-def _introduce(all_tasks: Sequence[Task], tasks: Sequence[int], candidates: Sequence[Candidate]) -> None:
-    """Tell candidates whom they compete with; ``tasks`` are their tasks' indices. Who isn't there doesn't compete."""
-    places = {task: place for place, task in enumerate(tasks)}
-    points = [task.point for task in all_tasks]
-    opposed, spared_by = rivals(points), gates(points)
-    for task, candidate in zip(tasks, candidates, strict=True):
-        candidate.rivals = [places[rival] for rival in opposed[task] if rival in places]
-        candidate.gates = [places[gate] for gate in spared_by[task] if gate in places]
+            self._rig.failure_of(error)  # a lost device says so itself
+            raise
+        finally:
+            gc.enable()
 
 
 def _choose_control(tasks: Sequence[Task], candidates: Sequence[Candidate], reporter: Reporter) -> int | None:
@@ -198,7 +233,7 @@ def _choose_control(tasks: Sequence[Task], candidates: Sequence[Candidate], repo
         try:
             candidates[index].call()
         except Exception as error:
-            candidates[index].done = True
+            candidates[index].failed = candidates[index].done = True
             reporter.failed(index, error)
         else:
             return index
@@ -212,26 +247,6 @@ def _work(task: Task) -> tuple[float, tuple[object, ...]]:
     kind = (point.op, point.kernel, point.format, point.n_out, point.k_in, point.threads, point.launch)
     work = point.sequences * tokens
     return work * (point.context + tokens) if point.op == "attention" else work, kind
-
-
-def _take_standard_output() -> IO[bytes]:
-    """Standard output for events alone: what a kernel prints goes to standard error."""
-    events = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return events
-
-
-def _end_with_parent(end: float) -> None:
-    """Exit when standard input closes; and if a kernel never lets go of the interpreter, a little after the end."""
-
-    def wait() -> None:
-        # Not sys.stdin: a thread that waits in there makes the interpreter abort at its end.
-        while os.read(0, 1024):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-    faulthandler.dump_traceback_later(max(end - time.monotonic(), 0.0) + _OVERTIME_S, exit=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from autotune.bench import campaign
 from autotune.bench.plan import Task, ceilings, describe_first_missing, plan
-from autotune.bench.sampler import MIN_SAMPLE_S, MIN_SAMPLES, TARGET_INTERVAL
+from autotune.bench.sampler import COARSE_INTERVAL, MIN_SAMPLE_S, MIN_SAMPLES, TARGET_INTERVAL
 from autotune.errors import BenchmarkError
 from autotune.records import Campaign, Measurement, Site, median
 from tests.builders import NUMPY, build_model, build_workload
@@ -168,3 +168,82 @@ def test_the_budget_holds_when_one_kernel_after_another_hangs(host, product):
     found = campaign.run(build_model(), host, tasks, budget_s=2.0, kernel_modules=FAULTY)
     assert {failure.kind for failure in found.failures()} == {"hung", "budget"}
     assert found.spent_s / found.budget_s <= OVERRUN
+
+
+class TestChoosing:
+    """Tasks are timed as they are chosen, given what was measured so far."""
+
+    def choose(self, *answers):
+        """A chooser that gives one answer after the other; and the campaigns that it was given."""
+        left, seen = iter(answers), []
+
+        def choose(campaign):
+            seen.append(campaign)
+            return next(left)
+
+        return choose, seen
+
+    def test_only_what_is_chosen_is_timed_and_the_rest_is_counted(self, host, product):
+        tasks = [product(m=m) for m in (1, 2, 3, 4, 5)]
+        choose, seen = self.choose({3: TARGET_INTERVAL, 0: COARSE_INTERVAL}, {1: TARGET_INTERVAL}, {})
+        found = campaign.run(build_model(), host, tasks, budget_s=60, choose=choose)
+        assert [outcome.point for outcome in found.measurements()] == [tasks[index].point for index in (0, 1, 3)]
+        assert found.spared == 2
+        assert not found.failures()
+        assert [len(known.measurements()) for known in seen] == [0, 2, 3]
+        assert found.spent_s < 30
+
+    def test_the_benchmark_ends_when_nothing_new_is_chosen(self, host, product):
+        choose, seen = self.choose({0: TARGET_INTERVAL}, {0: COARSE_INTERVAL})
+        found = campaign.run(build_model(), host, [product(), product(m=2)], budget_s=60, choose=choose)
+        assert len(found.measurements()) == 1
+        assert len(seen) == 2
+
+    def test_with_nothing_chosen_no_worker_is_started(self, host, product, monkeypatch):
+        monkeypatch.setattr("sys.executable", "/no/such/python")
+        found = campaign.run(build_model(), host, [product()], budget_s=60, choose=lambda known: {})
+        assert (found.outcomes, found.spared) == ((), 1)
+
+    def test_the_chooser_knows_of_failures_and_what_it_chose_before_goes_on_without_them(self, host, product):
+        tasks = [product("late-crashing", n_out=512), product(), product(m=2)]
+        choose, seen = self.choose({0: COARSE_INTERVAL, 1: COARSE_INTERVAL}, {2: COARSE_INTERVAL}, {})
+        found = campaign.run(build_model(), host, tasks, budget_s=60, kernel_modules=FAULTY, choose=choose)
+        assert [failure.kind for failure in found.failures()] == ["crashed"]
+        assert [outcome.point for outcome in found.measurements()] == [task.point for task in tasks[1:]]
+        assert [len(known.failures()) for known in seen] == [0, 1, 1]
+
+    def test_where_all_that_was_chosen_fails_something_else_can_be(self, host, product):
+        tasks = [product("crashing"), product()]
+        choose, _ = self.choose({0: COARSE_INTERVAL}, {1: COARSE_INTERVAL}, {})
+        found = campaign.run(build_model(), host, tasks, budget_s=60, kernel_modules=FAULTY, choose=choose)
+        assert [type(outcome).__name__ for outcome in found.outcomes] == ["Failure", "Measurement"]
+
+    def test_nothing_is_chosen_when_the_time_is_up(self, host, product):
+        """So no failure tells of a point that there was no time to ask for."""
+        tasks = [product(m=m, n_out=4096, k_in=4096) for m in range(1, 60)]
+        seen = []
+
+        def choose(known):
+            seen.append(known)
+            return {len(seen): 1e-9}  # which no samples come to
+
+        found = campaign.run(build_model(), host, tasks, budget_s=2.0, choose=choose)
+        assert len(found.outcomes) + found.spared == len(tasks)
+        assert len(found.failures()) <= 1
+        assert found.spent_s / found.budget_s <= OVERRUN
+
+    def test_progress_counts_what_was_chosen(self, host, product):
+        told = []
+        choose, _ = self.choose({0: COARSE_INTERVAL}, {1: COARSE_INTERVAL}, {})
+        campaign.run(
+            build_model(),
+            host,
+            [product(), product(m=2), product(m=3)],
+            budget_s=60,
+            choose=choose,
+            progress=lambda *report: told.append(report),
+        )
+        totals = [total for _, _, total in told]
+        assert totals == sorted(totals)
+        assert (totals[0], totals[-1]) == (1, 2)
+        assert told[-1][1] == 2

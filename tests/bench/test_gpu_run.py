@@ -9,7 +9,7 @@ from autotune.bench.gpu_run import describe_run, visible_gpu
 from autotune.bench.ledger import Ledger
 from autotune.bench.messages import Block, Clocks, Failed, GpuFacts, Prepared, Unusable
 from autotune.bench.plan import Task
-from autotune.bench.sampler import Sample
+from autotune.bench.sampler import TARGET_INTERVAL, Sample
 from autotune.records import GpuClocks, Noise, Point
 from tests.bench.conftest import GPU
 
@@ -30,6 +30,7 @@ def describe(on_gpu):
 
     def run(*events, without=(), failure=None):
         ledger = Ledger(TASKS)
+        ledger.select(dict.fromkeys(range(len(TASKS)), TARGET_INTERVAL))
         samples = tuple(Sample(index, 1.0, 1, 0) for index in range(len(TASKS)) if index not in without)
         for event in (Block(samples, 0.0), *events):
             ledger.take(event)

@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from autotune.bench.messages import Finished, Job, Ready, encoder, event_decoder
+from autotune.bench.messages import Finished, Idle, Job, Ready, Select, encoder, event_decoder
 
 PATIENCE_S = 10
 CAMPAIGN = """
@@ -68,6 +68,11 @@ def until(condition):
     return found
 
 
+def send(worker, *messages):
+    worker.stdin.writelines(encoder.encode(message) + b"\n" for message in messages)
+    worker.stdin.flush()
+
+
 def is_gone(process):
     try:
         return process.status() == psutil.STATUS_ZOMBIE
@@ -103,9 +108,12 @@ def test_a_worker_that_is_done_exits_cleanly_while_its_parent_still_listens(host
     command = [sys.executable, "-m", "autotune.bench.worker"]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, env=importing_as_here(), **pipes) as worker:
-        worker.stdin.write(encoder.encode(job) + b"\n")
-        worker.stdin.flush()
-        events = [event_decoder.decode(line) for line in worker.stdout]
+        send(worker, job, Select({0: 0.02}))
+        events = []
+        for line in worker.stdout:
+            events.append(event_decoder.decode(line))
+            if isinstance(events[-1], Idle):
+                send(worker, Select({}))
         assert worker.wait() == 0
         assert worker.stderr.read() == b""
     assert isinstance(events[0], Ready)

@@ -8,7 +8,16 @@ import random
 import pytest
 
 from autotune.bench import disturbance
-from autotune.bench.sampler import MAX_DRIFT, MIN_SAMPLE_S, MIN_SAMPLES, TARGET_INTERVAL, Candidate, Sampler, stopping
+from autotune.bench.sampler import (
+    COARSE_INTERVAL,
+    MAX_DRIFT,
+    MIN_SAMPLE_S,
+    MIN_SAMPLES,
+    TARGET_INTERVAL,
+    Candidate,
+    Sampler,
+    stopping,
+)
 from autotune.records import relative_median_interval
 
 ROUNDING = 1e-9
@@ -481,3 +490,52 @@ def test_a_candidate_may_be_timed_by_another_watch_than_the_clock(simulation):
     index = simulation.add(3e-3, stopwatch=watch)
     simulation.run(seconds=10)
     assert {sample.time_s for sample in simulation.samples(index)} == {5e-4}
+
+
+class TestCoarse:
+    """Where a wider interval will do."""
+
+    def test_a_candidate_is_sampled_until_its_own_target(self, simulation):
+        coarse, fine = (
+            simulation.add(noisy(5e-3, 0.08), target=target) for target in (COARSE_INTERVAL, TARGET_INTERVAL)
+        )
+        simulation.run(60)
+        taken = {index: [sample.time_s for sample in simulation.samples(index)] for index in (coarse, fine)}
+        assert MIN_SAMPLES <= len(taken[coarse]) < len(taken[fine])
+        assert TARGET_INTERVAL < relative_median_interval(taken[coarse]) <= COARSE_INTERVAL
+
+    def test_on_a_noisy_host_few_samples_are_enough(self, simulation):
+        """Whether the point matters can be told from the interval that they give."""
+        index = simulation.add(noisy(5e-3, 0.9), target=COARSE_INTERVAL)
+        simulation.run(60)
+        taken = [sample.time_s for sample in simulation.samples(index)]
+        assert relative_median_interval(taken) > COARSE_INTERVAL
+        assert len(taken) == 10
+
+    def test_a_sampler_goes_on_where_more_is_asked_of_candidates_or_others_come(self, simulation):
+        first = simulation.add(noisy(5e-3, 0.08), target=COARSE_INTERVAL)
+        control = simulation.control = simulation.add(2e-3, done=True)
+        sampler = Sampler(simulation.candidates, control, simulation.now + 60, simulation, clock=lambda: simulation.now)
+        sampler.run()
+        coarse = len(simulation.samples(first))
+        simulation.candidates[first].target, simulation.candidates[first].done = TARGET_INTERVAL, False
+        second = simulation.add(3e-3)
+        sampler.run()
+        assert simulation.samples(second)
+        assert len(simulation.samples(first)) > coarse
+        begun = [index for index, _, _ in simulation.begun]
+        assert begun.index(second) == coarse, "the new one first"
+
+    @pytest.mark.parametrize(
+        ("samples_s", "target", "why"),
+        [
+            ([1.0] * 6, COARSE_INTERVAL, "converged"),
+            ([0.97, 1.0, 1.03] * 3, COARSE_INTERVAL, "enough"),
+            ([0.97, 1.0, 1.03] * 3, TARGET_INTERVAL, None),
+            ([1.0, 1.5] * 5, COARSE_INTERVAL, "enough"),
+            ([1.0, 1.5] * 5, TARGET_INTERVAL, None),
+            ([1.0, 1.5] * 2, COARSE_INTERVAL, None),
+        ],
+    )
+    def test_why_it_ends(self, samples_s, target, why):
+        assert stopping(samples_s, target) == why

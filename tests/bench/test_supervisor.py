@@ -8,7 +8,7 @@ import time
 import pytest
 
 from autotune.bench.ledger import Ledger
-from autotune.bench.messages import Block, Finished, Job, Ready, Started, Unusable, encoder
+from autotune.bench.messages import Block, Finished, Idle, Job, Ready, Select, Started, Unusable, encoder
 from autotune.bench.sampler import Sample
 from autotune.bench.supervisor import Supervisor
 from autotune.errors import BenchmarkError
@@ -21,7 +21,7 @@ BUDGET_S = 20.0
 def supervise(monkeypatch, tmp_path, product):
     """Runs a script as the worker; returns the ledger."""
 
-    def run(*lines, budget_s=BUDGET_S, patience_s=0.3, visible_gpu=None):
+    def run(*lines, budget_s=BUDGET_S, patience_s=0.3, visible_gpu=None, selections=()):
         script = tmp_path / "worker"
         script.write_text("\n".join(("#!/bin/sh", *lines, "")))
         script.chmod(0o755)
@@ -30,7 +30,9 @@ def supervise(monkeypatch, tmp_path, product):
         end = time.monotonic() + budget_s
         job = Job(None, tasks, ((), ()), (), (0,), 0, 0, end, end, (), 0, visible_gpu=visible_gpu)
         ledger = Ledger(tasks)
-        Supervisor(job, ledger, patience_s, lambda: None).run()
+        ledger.select({0: 0.02, 1: 0.02})
+        left = iter(selections)
+        Supervisor(job, ledger, lambda: next(left), patience_s, lambda: None).run()
         assert time.monotonic() < end + 1
         return ledger
 
@@ -96,7 +98,33 @@ def test_a_worker_that_cannot_be_started_is_an_error(monkeypatch, product):
     end = time.monotonic() + BUDGET_S
     job = Job(None, (product(),), ((),), (), (0,), 0, 0, end, end, (), 0)
     with pytest.raises(BenchmarkError, match="could not start the benchmark's worker /no/such/python: No such file"):
-        Supervisor(job, Ledger(job.tasks), 1.0, lambda: None).run()
+        Supervisor(job, Ledger(job.tasks), dict, 1.0, lambda: None).run()
+
+
+def test_a_worker_is_told_what_to_do_and_when_that_is_done_what_next(supervise, tmp_path):
+    """At last nothing, on which it ends."""
+    hear = f"read line; echo \"$line\" >> '{tmp_path}/heard'"
+    idle = say(Idle())
+    ledger = supervise(hear, hear, idle, hear, idle, hear, say(Finished()), selections=[{1: 0.05}, {}])
+    told = [encoder.encode(Select(intervals)) for intervals in ({0: 0.02, 1: 0.02}, {1: 0.05}, {})]
+    assert (tmp_path / "heard").read_bytes().splitlines()[1:] == told
+    assert ledger.finished
+
+
+def test_a_worker_that_dies_with_nothing_to_do_is_nobodys_fault(supervise):
+    """Another one goes on."""
+    ledger = supervise(
+        "read job", say(Started((0,), None), sample(0), Idle()), "sleep 0.2", "kill -KILL $$", selections=[{1: 0.02}]
+    )
+    assert not ledger.failures
+    assert ledger.open
+
+
+def test_nothing_hangs_while_the_next_tasks_are_chosen(supervise):
+    ledger = supervise(
+        "read job", say(Started((0,), None), Idle()), "exec sleep 60", budget_s=0.7, patience_s=0.1, selections=[{}]
+    )
+    assert not ledger.failures
 
 
 def test_a_task_of_which_nothing_is_known_hangs_when_patience_ends(supervise):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from autotune import pipeline
 from autotune.costmodel import heldout
 from autotune.errors import AutotuneError, MemoryLimitError
 from autotune.model.analyse import analyse
 from autotune.options import Options
+from autotune.recorded import replay
 from autotune.records import Configuration, Hybrid, Result
 from autotune.search.workload import make_workload
 from tests.hosts.synthetic.exhaustive import Exhaustive
@@ -34,7 +34,7 @@ CLOSE = 0.03
 @pytest.fixture(autouse=True)
 def no_study(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Optuna study decides nothing and takes most of a replay's time."""
-    monkeypatch.setattr(pipeline, "TRIALS", None)
+    monkeypatch.setattr("autotune.recorded.TRIALS", None)
 
 
 def with_gpu(law: GpuLaw, free_mib: int = 7600) -> Machine:
@@ -44,7 +44,7 @@ def with_gpu(law: GpuLaw, free_mib: int = 7600) -> Machine:
 
 
 def decided(machine: Machine, workload: str = "chat") -> Result:
-    return pipeline.replay(record(machine), SMALL, Options(workload=workload))
+    return replay(record(machine), SMALL, Options(workload=workload))
 
 
 def gpu_law(bytes_per_s: float = 60e9, link_s: float = 9e-6) -> GpuLaw:
@@ -233,7 +233,7 @@ def test_every_host_gets_a_usable_configuration_or_one_clear_refusal(paths: list
         path = dice.choice(paths)
         machine, asked = dice.machine(path), dice.options()
         try:
-            result = pipeline.replay(record(machine), path, asked)
+            result = replay(record(machine), path, asked)
         except AutotuneError as refusal:
             found[type(refusal).__name__] += 1
             sentence = str(refusal)
@@ -258,7 +258,7 @@ def test_hardly_any_host_could_do_better_by_its_laws(paths: list[Path]) -> None:
             continue
         asked = Options(workload=dice.choice(("chat", "server", "offline")))
         try:
-            result = pipeline.replay(record(machine), path, asked)
+            result = replay(record(machine), path, asked)
         except MemoryLimitError:
             continue
         truth = Truth(machine, result.model, result.workload)
