@@ -12,15 +12,20 @@ from msgspec.structs import replace
 from autotune.bench.rivals import Kernels
 from autotune.records import (
     Attention,
+    BaselineExam,
     Cache,
     Campaign,
     Candidate,
     Configuration,
+    Confirmation,
     Core,
+    CorrectionReport,
     CostModelReport,
     Cpu,
     Decision,
     DeviceConfig,
+    Errors,
+    Exam,
     Failure,
     Figures,
     Fingerprint,
@@ -28,6 +33,8 @@ from autotune.records import (
     GpuClocks,
     GpuRun,
     Gpus,
+    Grid,
+    GridPart,
     HeldOut,
     Host,
     Hybrid,
@@ -35,21 +42,29 @@ from autotune.records import (
     Kernel,
     Layer,
     Limits,
+    Measured,
     Measurement,
     Memory,
+    MemoryExam,
     MemoryUse,
     Model,
     Noise,
+    PartRun,
     Point,
+    PredictionExam,
     Result,
+    RunFailure,
     SearchReport,
     Site,
     SiteKernels,
     SplitFigures,
     Study,
     Tier,
+    Trial,
+    Verification,
     Versions,
     Workload,
+    part_of,
 )
 
 NUMPY = Kernels(dict.fromkeys(("I2_S", "I2_S_ARM", "F16", "F32"), ("numpy",)))
@@ -317,4 +332,106 @@ def build_gpu_result(**overrides: Any) -> Result:
             "gpu_cost_models": (report,),
             **overrides,
         },
+    )
+
+
+def build_confirmation(workload: Workload, chosen: Configuration, default: Configuration) -> Confirmation:
+    """A synthetic search: the chosen and the default were run, the rest was not, each for a reason of its own."""
+    decode, prefill = (part_of(chosen, workload, phase) for phase in ("decode", "prefill"))
+    measured = Measured(tokens_per_s=190.0, tpot_s=0.02, ttft_s=0.1, relative_interval=0.012)
+    slower = replace(measured, tokens_per_s=76.0)
+    larger = replace(chosen, batch_size=8)
+    return Confirmation(
+        engine="synthetic engine",
+        budget_s=20.0,
+        spent_s=9.5,
+        stopped="decided",
+        workload=workload,
+        trials=(
+            Trial(chosen, "predicted best", "complete", None, measured),
+            Trial(default, "fallback", "complete", None, slower),
+            Trial(larger, "could win", "pruned", "it could not become the best any more"),
+            Trial(replace(chosen, decode_threads=1), "could win", "failed", "the process died"),
+        ),
+        runs=(
+            PartRun(decode, (0.02,) * 6, {"cpu": (0.0199,) * 6}),
+            PartRun(prefill, (0.1, 0.101), {"cpu": (0.0999, 0.1009)}),
+        ),
+        failures=(RunFailure(decode, "crashed", "the process died"),),
+        corrections=(CorrectionReport("cpu", "decode", 2, 1.05, 0.05, 0.01),),
+        chosen=measured,
+        default=slower,
+        runner_up=default,
+        overhead_share=0.012,
+        memory_used={"cpu": 3_000_000},
+        reused_layers=0,
+    )
+
+
+def build_confirmed_result(**overrides: Any) -> Result:
+    """A synthetic result whose configuration was run."""
+    result = build_result()
+    decision = result.decision
+    assert decision.default is not None
+    confirmation = build_confirmation(result.workload, decision.chosen.configuration, decision.default.configuration)
+    return replace(result, confirmation=confirmation, **overrides)
+
+
+def build_exam(**overrides: Any) -> Exam:
+    """A synthetic exam: the best by a hair was not chosen, and one of two baselines doesn't fit."""
+    chosen = replace(build_candidate().configuration, prefill_threads=1)
+    measured = Measured(tokens_per_s=12.5, tpot_s=0.0801, ttft_s=1.25, relative_interval=0.01)
+    errors = Errors(count=8, median=0.021, p90=0.05, worst=0.123)
+    single = replace(chosen, batch_size=1)
+    exam = Exam(
+        workload=build_workload(),
+        confirmed=True,
+        chosen=chosen,
+        measured=measured,
+        kept_limits=True,
+        max_tpot_s=0.1,
+        best=replace(chosen, batch_size=8),
+        best_measured=replace(measured, tokens_per_s=1250.0),
+        regret=0.0123,
+        regret_interval=(-0.004, 0.03),
+        configurations=1400,
+        feasible_configurations=1700,
+        baselines=(
+            BaselineExam("fallback", "the loader", single, None, measured, 1.5, (1.4, 1.6), 2.47, (2.4, 2.5)),
+            BaselineExam("everything", "guides", single, "does not fit", None, None, None, None, None),
+        ),
+        predictions=(
+            PredictionExam("before correction", errors, Errors(0, None, None, None), errors, errors, 0.9876),
+            PredictionExam("after correction", errors, errors, errors, errors, None),
+        ),
+        tune_time_s=30.0,
+        exhaustive_time_s=1500.0,
+        memory=(MemoryExam("cpu", 1_030_000_000, 1_000_000_000), MemoryExam("cuda:0", 90_000_000, 100_000_000)),
+        notes=("a note for the reader",),
+    )
+    return replace(exam, **overrides)
+
+
+def build_verification(*exams: Exam) -> Verification:
+    """A synthetic verification, by default of one exam; of its grid one part ran and one failed."""
+    exams = exams or (build_exam(),)
+    decode, prefill = (part_of(exams[0].chosen, exams[0].workload, phase) for phase in ("decode", "prefill"))
+    samples_s = (0.08, 0.081)
+    return Verification(
+        created_at="2026-01-02T03:04:05+00:00",
+        host="synthetic-host",
+        fingerprint=build_host().fingerprint,
+        model="synthetic/model",
+        format="I2_S",
+        grid=Grid(
+            engine="synthetic engine",
+            parts=(
+                GridPart(PartRun(decode, samples_s, {"cpu": samples_s}), spent_s=0.2),
+                GridPart(RunFailure(prefill, "crashed", "the process died"), spent_s=0.1),
+            ),
+            feasible_parts=20,
+            rounds=3,
+            spent_s=100.0,
+        ),
+        exams=exams,
     )
