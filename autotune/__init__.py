@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from autotune.loader import get_fallback_config, get_optimal_device_config, load_result
     from autotune.options import Options
     from autotune.pipeline import tune
-    from autotune.records.result import DeviceConfig, Result
+    from autotune.records.configuration import DeviceConfig
+    from autotune.records.result import Result
 
 # Imported when first used (PEP 562): a program that only loads a configuration doesn't pay for the tuner.
 _HOMES = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 
 from autotune import __version__
-from autotune.options import DEFAULT_BUDGET_S, GPU_BUDGET_S, QUICK_BUDGET_S, RECORDED_MODEL
+from autotune.options import DEFAULT_BUDGET_S, GPU_BUDGET_S, QUICK_BUDGET_S, RECORDED_MODEL, RUN_BUDGET_S
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("tune", "show", "retune", "explain", "model", "host", "schema", "cache")
+COMMANDS = ("tune", "show", "retune", "explain", "verify", "model", "host", "schema", "cache")
 _DEFAULT = f"default {DEFAULT_BUDGET_S:g}, and {GPU_BUDGET_S:g} more with a GPU"
 _EPILOG = """\
 exit codes:
@@ -51,8 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(tune)
     _add_workload(tune)
     _add_limits(tune)
-    tune.add_argument("--budget", type=_number, metavar="SECONDS", help=f"time for the benchmark ({_DEFAULT})")
-    tune.add_argument("--quick", action="store_true", help=f"time fewer points, in {QUICK_BUDGET_S:g} seconds")
+    _add_budget(tune)
+    tune.add_argument(
+        "--quick", action="store_true", help=f"time fewer points, in {QUICK_BUDGET_S:g} seconds, and run nothing"
+    )
+    tune.add_argument("--no-confirm", action="store_true", help="predict only: run no configuration")
+    tune.add_argument(
+        "--storage",
+        metavar="URL",
+        help="keep the search among runs in this database (sqlite:///FILE, postgresql://...): Optuna's dashboard can "
+        "open it, and a search that was stopped goes on",
+    )
     tune.add_argument("--force", action="store_true", help="measure again even if a result is saved")
     tune.add_argument(
         "--replay", metavar="FILE", help="decide for the host that `autotune host --record` wrote there; saves nothing"
@@ -81,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_workload(explain)
     _add_json(explain)
     explain.set_defaults(command="explain")
+
+    verify = commands.add_parser(
+        "verify", help="tune, run all configurations, and say how far the tuned one is from the best"
+    )
+    _add_model(verify)
+    _add_workload(verify)
+    _add_limits(verify)
+    _add_budget(verify)
+    verify.add_argument("--grid", type=_whole, metavar="N", help="run at most so many parts of configurations")
+    verify.add_argument("--repeats", type=_whole, default=3, metavar="N", help="rounds of runs (default 3)")
+    verify.add_argument("--quiet", action="store_true", help="show no progress")
+    _add_json(verify)
+    verify.set_defaults(command="verify")
 
     model = commands.add_parser("model", help="print what a model is: shapes, memory, work, hints")
     _add_model(model)
@@ -163,6 +185,16 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-ttft-ms", type=_number, metavar="MS", help="longest time to the first token")
     parser.add_argument(
         "--kernel", metavar="NAME", help="time this kernel alone (numpy, native, amx) and not the fastest of all"
+    )
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--budget",
+        type=_number,
+        metavar="SECONDS",
+        help=f"time for measuring (default {DEFAULT_BUDGET_S:g} for kernels, {GPU_BUDGET_S:g} more with a GPU, "
+        f"and {RUN_BUDGET_S:g} for runs; a time given here is shared out alike)",
     )
 
 

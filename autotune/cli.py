@@ -13,7 +13,7 @@ import warnings
 
 from autotune import errors
 from autotune.arguments import parse
-from autotune.options import AUTO, RECORDED_MODEL, Options, check_budget, counted_budget_s, tune_command
+from autotune.options import AUTO, RECORDED_MODEL, Options, counted_budget_s, split_budget, tune_command
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
@@ -68,8 +68,10 @@ def _tune(args: argparse.Namespace) -> int:
         return _replay(args)
     from autotune.loader import find_answer, load_result
 
-    options, budget_s = _options(args), check_budget(args.budget, quick=args.quick)
-    entry = None if args.force else find_answer(args.model, options, counted_budget_s(budget_s, quick=args.quick))
+    options = _options(args)
+    budget = split_budget(args.budget, quick=args.quick, confirm=options.confirm)
+    least_s = counted_budget_s(budget.benchmark_s, quick=args.quick)
+    entry = None if args.force else find_answer(args.model, options, least_s)
     if entry is not None and args.json:
         _print_document(entry.raw)
         return 0
@@ -80,24 +82,38 @@ def _tune(args: argparse.Namespace) -> int:
     from autotune.pipeline import obtain
     from autotune.progress import shown
 
-    with shown(quiet=args.quiet) as progress:
+    with shown(quiet=args.quiet) as display:
         result = obtain(
-            args.model, options, budget_s=args.budget, quick=args.quick, force=args.force, progress=progress
+            args.model,
+            options,
+            budget_s=args.budget,
+            quick=args.quick,
+            force=args.force,
+            storage=args.storage,
+            progress=display.progress,
+            running=display.running,
         )
     return _finish(result, options, as_json=args.json)
 
 
 def _replay(args: argparse.Namespace) -> int:
     """Decide for a recorded host, and save nothing: the answer is not this host's."""
-    from autotune.pipeline import replay, request
+    from autotune.pipeline import request
+    from autotune.recorded import replay
     from autotune.store.cache import document
     from autotune.store.recording import read
 
-    for option, given in (("--force", args.force), ("--quick", args.quick), ("--budget", args.budget is not None)):
+    for option, given in (
+        ("--force", args.force),
+        ("--quick", args.quick),
+        ("--budget", args.budget is not None),
+        ("--no-confirm", args.no_confirm),
+        ("--storage", args.storage is not None),
+    ):
         if given:
             raise errors.UsageError(f"{option} is about timing, and --replay times nothing: leave one of them out")
     recording = read(args.replay)
-    options = _options(args)
+    options = _options(args)._replace(confirm=False)
     result = replay(recording, args.model, options)
     if args.json:
         _, raw = document(result, request(options, result))
@@ -149,6 +165,29 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(args: argparse.Namespace) -> int:
+    from autotune.progress import shown
+    from autotune.verify.report import show
+    from autotune.verify.run import verify
+
+    with shown(quiet=args.quiet) as display:
+        found = verify(
+            args.model,
+            _options(args),
+            budget_s=args.budget,
+            limit=args.grid,
+            repeats=args.repeats,
+            progress=display.progress,
+            running=display.running,
+            measuring=display.measuring,
+        )
+    if args.json:
+        _print_record(found)
+    else:
+        show(found)
+    return 0
+
+
 def _model(args: argparse.Namespace) -> int:
     from autotune.model.analyse import analyse
 
@@ -194,17 +233,17 @@ def _host(args: argparse.Namespace) -> int:
 
 def _record(args: argparse.Namespace) -> int:
     """Time models on this host and write what was measured to a file."""
-    from autotune.pipeline import record
     from autotune.progress import shown
+    from autotune.recorded import record
     from autotune.store.recording import check_writable, write
 
     if args.json or args.no_measure:
         option = "--json" if args.json else "--no-measure"
         raise errors.UsageError(f"autotune host --record FILE writes what it measures: it takes no {option}")
-    check_budget(args.budget, quick=False)
+    split_budget(args.budget, confirm=False)
     check_writable(args.record)
-    with shown(quiet=args.quiet) as progress:
-        recording = record(args.model or [RECORDED_MODEL], budget_s=args.budget, progress=progress)
+    with shown(quiet=args.quiet) as display:
+        recording = record(args.model or [RECORDED_MODEL], budget_s=args.budget, progress=display.progress)
     write(args.record, recording)
     print(f"wrote {args.record}", file=sys.stderr)
     return 0
@@ -331,7 +370,9 @@ def _nothing_saved(args: argparse.Namespace) -> errors.ResultNotFoundError:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    return Options(**{name: getattr(args, name) for name in Options._fields})
+    named = {name: getattr(args, name) for name in Options._fields if name != "confirm"}
+    quick, predict_only = getattr(args, "quick", False), getattr(args, "no_confirm", False)
+    return Options(**named, confirm=not (quick or predict_only))
 
 
 def _print_document(document: bytes) -> None:
@@ -368,6 +409,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "retune": _retune,
     "show": _show,
     "explain": _explain,
+    "verify": _verify,
     "model": _model,
     "host": _host,
     "schema": _schema,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.records import Configuration, Result, SplitFigures
-from autotune.summary import Lines, configuration, figures, gpu_runs, three_digits
+from autotune.summary import Lines, configuration, figures, gpu_runs, runs, three_digits
 
 _BAR = 30
 """Characters of the longest bar."""
@@ -19,6 +19,7 @@ def explain(result: Result) -> Lines:
         ("  predicted", figures(decision.chosen)),
         *[("why", reason) for reason in decision.reasons],
         ("bound by", decision.bound_by),
+        *runs(result),
         *gpu_runs(result),
         ("", ""),
         *curve(result),

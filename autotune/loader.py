@@ -15,15 +15,13 @@ from autotune.store.entry import Key, check_workload
 TYPE_CHECKING = False  # typing takes longer to import than a look-up takes
 if TYPE_CHECKING:
     from autotune.options import Options
-    from autotune.records.result import DeviceConfig, Result
+    from autotune.records.configuration import DeviceConfig
+    from autotune.records.result import Result
     from autotune.store.entry import Entry
 
     ModelName = str | os.PathLike[str]
     Question = tuple[str, str, str | None]
     Signature = tuple[int, int, int, int] | None
-
-FALLBACK_THREADS = 4
-"""More can be slower on a host that nobody measured: shared cores, a quota that isn't seen."""
 
 
 class FallbackWarning(UserWarning):
@@ -80,9 +78,9 @@ def get_fallback_config() -> DeviceConfig:
     Reads the affinity mask, the cpuset and the CPU quota; measures nothing and never raises.
     """
     from autotune.host.cgroup import Cgroup
-    from autotune.host.limits import read_limits
+    from autotune.host.limits import FALLBACK_THREADS, read_limits
     from autotune.host.pseudofiles import Root
-    from autotune.records.result import DeviceConfig
+    from autotune.records.configuration import DeviceConfig
 
     online = os.cpu_count()
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(online or 1)

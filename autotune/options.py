@@ -10,6 +10,8 @@ DEFAULT_BUDGET_S = 24.0
 QUICK_BUDGET_S = 7.5
 GPU_BUDGET_S = 20.0
 """What a GPU adds to the default budget: starting torch on it and compiling its kernels take most of that."""
+RUN_BUDGET_S = 20.0
+"""For running configurations, after the benchmark."""
 
 RECORDED_MODEL = "bitnet-b1.58-2B-4T"
 """The model that a host is recorded with unless a user names others."""
@@ -33,6 +35,7 @@ class Options(NamedTuple):
         max_tpot_ms: Longest time per output token, milliseconds.
         max_ttft_ms: Longest time to the first token, milliseconds.
         kernel: The kernel to time; None: the fastest of those that can run.
+        confirm: Whether the best predicted configurations are run, to choose by that.
     """
 
     workload: str = "server"
@@ -44,49 +47,71 @@ class Options(NamedTuple):
     max_tpot_ms: float | None = None
     max_ttft_ms: float | None = None
     kernel: str | None = None
+    confirm: bool = True
 
     def request(self, budget_s: float) -> dict[str, object]:
         """As it is saved beside a result."""
         return {**self._asdict(), "budget_s": budget_s}
 
     def answered_by(self, request: dict[str, object], budget_s: float) -> bool:
-        """Whether a result saved for ``request`` answers these options: the same wish, and at least that budget."""
+        """Whether a result saved for ``request`` answers these options.
+
+        It does for the same wish with at least that budget, and where it was confirmed or need not be.
+        """
         spent = request.get("budget_s")
         enough = isinstance(spent, int | float) and spent >= budget_s
-        return enough and {**request, "budget_s": budget_s} == self.request(budget_s)
+        confirmed = request.get("confirm") is True or not self.confirm
+        same = {**request, "budget_s": budget_s, "confirm": self.confirm} == self.request(budget_s)
+        return enough and confirmed and same
 
 
-def check_budget(budget_s: float | None, *, quick: bool) -> float:
-    """The benchmark's budget in seconds: what the user said, or the default.
+class Budget(NamedTuple):
+    """Wall time for measuring, in seconds.
+
+    Attributes:
+        benchmark_s: For timing kernels.
+        runs_s: For running configurations; 0 where none is run.
+    """
+
+    benchmark_s: float
+    runs_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Of both."""
+        return self.benchmark_s + self.runs_s
+
+
+def split_budget(budget_s: float | None, *, quick: bool = False, confirm: bool = True, gpu: bool = False) -> Budget:
+    """What the user said, shared out, or the defaults.
+
+    Args:
+        budget_s: For all of it; None: the defaults.
+        quick: Whether fewer points are to be timed.
+        confirm: Whether configurations are to be run.
+        gpu: Whether there is a GPU, which takes longer.
 
     Raises:
         UsageError: It is no duration, or longer than an hour.
         BudgetError: Nothing could be measured in it.
     """
+    usual = Budget(QUICK_BUDGET_S if quick else DEFAULT_BUDGET_S, RUN_BUDGET_S if confirm else 0.0)
     if budget_s is None:
-        return QUICK_BUDGET_S if quick else DEFAULT_BUDGET_S
+        return usual._replace(benchmark_s=usual.benchmark_s + GPU_BUDGET_S) if gpu else usual
     if not 0 < budget_s <= _MAX_BUDGET_S:
         raise UsageError(f"--budget must be more than 0 and at most {_MAX_BUDGET_S:.0f} seconds, got {budget_s:g}")
-    if budget_s < _MIN_BUDGET_S:
+    share = budget_s / usual.total_s
+    budget = Budget(share * usual.benchmark_s, share * usual.runs_s)
+    if budget.benchmark_s < _MIN_BUDGET_S:
         raise BudgetError(
             f"a budget of {budget_s:g} s is too small: starting the benchmark alone takes about {_MIN_BUDGET_S:g} s"
         )
-    return budget_s
+    return budget
 
 
-def benchmark_budget_s(budget_s: float | None, *, quick: bool, gpu: bool) -> float:
-    """The benchmark's budget on a host: what the user said, or the default, which is longer where there is a GPU.
-
-    Raises:
-        UsageError, BudgetError: As for ``check_budget``.
-    """
-    checked_s = check_budget(budget_s, quick=quick)
-    return checked_s + GPU_BUDGET_S if budget_s is None and gpu else checked_s
-
-
-def counted_budget_s(budget_s: float, *, quick: bool) -> float:
+def counted_budget_s(benchmark_s: float, *, quick: bool) -> float:
     """The seconds that a benchmark counts as: no budget makes up for the points that a quick one leaves out."""
-    return min(budget_s, QUICK_BUDGET_S) if quick else budget_s
+    return min(benchmark_s, QUICK_BUDGET_S) if quick else benchmark_s
 
 
 def tune_command(model: str, workload: str, weight_format: str | None, kernel: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The whole way: model and host in, benchmark, cost model, search, result out; or again from saved measurements."""
+"""The whole way: model and host in, benchmark, cost model, search, runs, result out; or again from what is saved."""
 
 from __future__ import annotations
 
@@ -6,40 +6,27 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
-
-from msgspec.structs import replace
+from collections.abc import Iterator
 
 from autotune.bench import campaign as bench
 from autotune.bench.campaign import Progress
-from autotune.bench.gpu_plan import GpuTasks, gpu_ceilings, plan_gpus
-from autotune.bench.plan import Task, ceilings, describe_first_missing, plan
-from autotune.bench.rivals import choose_kernels, gates
-from autotune.bench.shortfalls import check_complete
-from autotune.conclusion import Evidence, check_fits, conclude, tier_of
+from autotune.bench.gpu_plan import gpu_ceilings
+from autotune.bench.plan import ceilings
+from autotune.bench.rivals import choose_kernels
+from autotune.conclusion import conclude, tier_of
+from autotune.confirmation import confirm
 from autotune.costmodel.heldout import fit
-from autotune.costmodel.model import CostModel
-from autotune.errors import ConstraintError, ResultNotFoundError, StoreError, UsageError
+from autotune.errors import ConstraintError, ResultNotFoundError, StoreError
+from autotune.evidence import Evidence, covers, gather, models_of, recall, workload_of
 from autotune.host.detect import detect
 from autotune.host.kernels import find_kernels
 from autotune.loader import find_answer, load_result
-from autotune.model import memory
-from autotune.options import (
-    GPU_BUDGET_S,
-    Options,
-    benchmark_budget_s,
-    check_budget,
-    counted_budget_s,
-    tune_command,
-)
-from autotune.records import Campaign, Host, Kernel, Model, Result, Tier, Workload
+from autotune.options import GPU_BUDGET_S, Budget, Options, counted_budget_s, split_budget, tune_command
+from autotune.records import Campaign, Host, Result, Tier, Workload
+from autotune.search.measured import Running
 from autotune.search.study import TRIALS
-from autotune.search.variants import format_of, in_order, read_variants
-from autotune.search.workload import make_workload
 from autotune.store import cache
 from autotune.store.entry import WORKLOADS
-from autotune.store.recording import Recording
 
 _HOST_BUDGET_S = 2.0
 
@@ -51,19 +38,23 @@ def tune(
     budget_s: float | None = None,
     quick: bool = False,
     force: bool = False,
+    storage: str | None = None,
     progress: Progress | None = None,
+    running: Running | None = None,
 ) -> Result:
-    """The saved result for this host, model and options; if there is none, measure, decide and save.
+    """The saved result for this host, model and options; if there is none, measure, decide, run, decide and save.
 
     Where no cache folder can be written, the result is returned all the same, with a warning.
 
     Args:
         model: Path of a config.json or GGUF file, or the name of a preset.
-        options: Workload, limits, format and kernel.
-        budget_s: Wall time for the benchmark; default ``DEFAULT_BUDGET_S``, or ``QUICK_BUDGET_S`` if ``quick``.
-        quick: Time fewer points.
+        options: Workload, limits, format, kernel, and whether to run what is predicted.
+        budget_s: Wall time for benchmark and runs; default ``DEFAULT_BUDGET_S`` and ``RUN_BUDGET_S``.
+        quick: Time fewer points, in ``QUICK_BUDGET_S``, and run nothing.
         force: Measure again, whatever is saved.
+        storage: URL of a database that keeps the search among runs, so that it can be watched, stopped and resumed.
         progress: Told how far the benchmark is.
+        running: Told how far the runs are.
 
     Raises:
         ModelError: The model can't be read.
@@ -73,14 +64,25 @@ def tune(
         BudgetError: The budget is too small to measure what a decision needs.
         BenchmarkError: Nothing that was measured is usable.
         KernelUnavailableError: The kernel asked for can't run here, or none can.
+        StoreError: The database can't be used.
     """
-    options = options or Options()
-    least_s = counted_budget_s(check_budget(budget_s, quick=quick), quick=quick)
-    if not force and find_answer(model, options, least_s) is not None:
-        saved = load_result(model, options.workload, options.format)
-        if saved is not None:
-            return saved
-    result = obtain(model, options, budget_s=budget_s, quick=quick, force=force, progress=progress)
+    options = without_runs(options or Options()) if quick else options or Options()
+    if not force:
+        budget = split_budget(budget_s, quick=quick, confirm=options.confirm)
+        if find_answer(model, options, counted_budget_s(budget.benchmark_s, quick=quick)) is not None:
+            saved = load_result(model, options.workload, options.format)
+            if saved is not None:
+                return saved
+    result = obtain(
+        model,
+        options,
+        budget_s=budget_s,
+        quick=quick,
+        force=force,
+        storage=storage,
+        progress=progress,
+        running=running,
+    )
     try:
         cache.write(result, request(options, result))
     except StoreError as error:
@@ -95,34 +97,36 @@ def obtain(
     budget_s: float | None,
     quick: bool = False,
     force: bool = False,
+    storage: str | None = None,
     progress: Progress | None = None,
+    running: Running | None = None,
 ) -> Result:
     """A result that isn't saved yet: from saved measurements if they cover all that is asked for, else from new ones.
 
-    New measurements that no limit can be kept with are saved with the best there is without a limit, so that the next
-    limit is answered without measuring.
+    What was measured is saved before anything is run, and where no limit can be kept: whoever is stopped, or sets
+    another limit, need not measure again.
 
     Args and raises: as for ``tune``.
     """
-    for saved in () if force else _saved(model, options):
-        host = detect()
-        if saved.campaign.budget_s >= benchmark_budget_s(budget_s, quick=quick, gpu=bool(host.gpus.usable)):
-            workload = _workload(options, saved.model, host)
-            tasks, gpus = _plans(_models(saved), host, workload, find_kernels(host), options.kernel, quick=quick)
-            if _covers(saved.campaign, tasks, gpus):
-                return conclude_again(saved, workload, host)
     started = time.monotonic()
-    evidence = _benchmark(model, options, budget_s=budget_s, quick=quick, progress=progress)
+    host = detect()
+    budget = split_budget(budget_s, quick=quick, confirm=options.confirm, gpu=bool(host.gpus.usable))
+    evidence = None if force else _recalled(model, options, host, budget, quick=quick)
+    trials = TRIALS if evidence is None else None
+    if evidence is None:
+        evidence = gather(model, options, budget_s=budget.benchmark_s, quick=quick, progress=progress)
+    workload = workload_of(options, evidence.models[0], evidence.host)
     try:
-        workload = _workload(options, evidence.models[0], evidence.host)
-        return conclude(evidence, workload, started=started, trials=TRIALS)
+        predicted = conclude(evidence, workload, started=started, trials=trials)
     except ConstraintError as error:
-        unlimited = options._replace(max_tpot_ms=None, max_ttft_ms=None)
-        workload = _workload(unlimited, evidence.models[0], evidence.host)
-        result = conclude(evidence, workload, started=started, trials=TRIALS)
-        with contextlib.suppress(StoreError):
-            cache.write(result, request(unlimited, result))
+        unlimited = without_runs(options)._replace(max_tpot_ms=None, max_ttft_ms=None)
+        workload = workload_of(unlimited, evidence.models[0], evidence.host)
+        _keep(conclude(evidence, workload, started=started, trials=trials), unlimited)
         raise ConstraintError(f"{error}; what was measured is saved, so another limit is answered at once") from None
+    if not options.confirm:
+        return predicted
+    _keep(predicted, without_runs(options))
+    return confirm(evidence, predicted, budget_s=budget.runs_s, started=started, storage=storage, running=running)
 
 
 def measure(
@@ -133,28 +137,36 @@ def measure(
     quick: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    running: Running | None = None,
 ) -> Result:
     """Measure this host and decide, whatever is saved, and save nothing.
 
     Args:
         model: As for ``tune``.
         options: As for ``tune``.
-        budget_s: Wall time for the benchmark; None: the default.
-        quick: Time fewer points.
-        seed: Of the sampling order and the Optuna study.
+        budget_s: As for ``tune``.
+        quick: Time fewer points, and run nothing.
+        seed: Of the sampling order and the searches.
         progress: Told how far the benchmark is.
+        running: Told how far the runs are.
 
     Raises:
         AutotuneError: As for ``tune``.
     """
     started = time.monotonic()
-    evidence = _benchmark(model, options, budget_s=budget_s, quick=quick, seed=seed, progress=progress)
-    workload = _workload(options, evidence.models[0], evidence.host)
-    return conclude(evidence, workload, started=started, trials=TRIALS, seed=seed)
+    budget = split_budget(budget_s, quick=quick, confirm=options.confirm and not quick, gpu=bool(detect().gpus.usable))
+    evidence = gather(model, options, budget_s=budget.benchmark_s, quick=quick, seed=seed, progress=progress)
+    workload = workload_of(options, evidence.models[0], evidence.host)
+    predicted = conclude(evidence, workload, started=started, trials=TRIALS, seed=seed)
+    if not budget.runs_s:
+        return predicted
+    return confirm(evidence, predicted, budget_s=budget.runs_s, started=started, running=running, seed=seed)
 
 
 def retune(model: str | os.PathLike[str], options: Options | None = None) -> Result:
-    """Choose again from saved measurements: exact ranking only, no benchmark, no Optuna.
+    """Choose again from saved measurements: exact ranking only, no benchmark, no runs, no Optuna.
+
+    What was run for the saved result still corrects the predictions.
 
     Args:
         model: As for ``tune``; this host must have a result for it, of whatever workload.
@@ -175,90 +187,14 @@ def retune(model: str | os.PathLike[str], options: Options | None = None) -> Res
             f"run `{tune_command(name, options.workload, options.format, options.kernel)}` first"
         )
     host = detect()
-    return conclude_again(saved, _workload(options, saved.model, host), host, started=started)
-
-
-def record(models: Sequence[str], *, budget_s: float | None, progress: Progress | None = None) -> Recording:
-    """Time models on this host and return all that was measured, to be replayed where the host isn't.
-
-    The points are those of the workload with the largest batches, so that a replay can answer for the others as well.
-
-    Args:
-        models: Model files or presets.
-        budget_s: Wall time for each; None: the default.
-        progress: Told how far the benchmark of a model is.
-
-    Raises:
-        AutotuneError: As for ``tune``.
-    """
-    options = Options(workload="offline")
-    host = detect()
-    for model in models:  # before the first one is timed
-        variants = read_variants(model, options.format, find_kernels(host))
-        check_fits(variants, _workload(options, variants[0], host), host)
-    found = [_benchmark(model, options, budget_s=budget_s, quick=False, progress=progress) for model in models]
-    names = ", ".join(evidence.models[0].name for evidence in found)
-    return Recording(
-        recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        synthetic=False,
-        note=f"measured with {names}",
-        host=found[0].host,
-        campaigns=tuple(evidence.campaign for evidence in found),
-    )
-
-
-def replay(recording: Recording, model: str | os.PathLike[str], options: Options | None = None) -> Result:
-    """Decide for a recorded host from its measurements: all of ``tune`` but detecting, timing and saving.
-
-    Args:
-        recording: The host, and what was measured on it.
-        model: A model that it was recorded with, or one whose shapes were timed as well.
-        options: As for ``tune``.
-
-    Raises:
-        ModelError, MemoryLimitError, ConstraintError: As for ``tune``.
-        UsageError: As for ``tune``; or a kernel was asked for, which is about timing.
-        ResultNotFoundError: The recording doesn't hold what the model needs.
-    """
-    started = time.monotonic()
-    options = options or Options()
-    if options.kernel is not None:
-        raise UsageError("--kernel is about timing, and --replay times nothing: leave one of them out")
-    host, missing = recording.host, []
-    for campaign in recording.campaigns:
-        models = read_variants(model, options.format, campaign.kernels, host.cpu.architecture)
-        workload = _workload(options, models[0], host)
-        wanting = _wanting(campaign, models, host, workload)
-        if wanting is None:
-            cost_model, reports = fit(campaign)
-            result = conclude(
-                Evidence(models, host, campaign, cost_model, reports), workload, started=started, trials=TRIALS
-            )
-            kind = "a synthetic host, which nobody measured" if recording.synthetic else "a recorded host"
-            return replace(
-                result, provenance="replayed", warnings=(f"decided for {kind}: {recording.note}", *result.warnings)
-            )
-        missing.append(wanting)
-    what = f"the recording of {host.label} has no measurements of {os.fspath(model)}"
-    raise ResultNotFoundError(f"{what}: expected {missing[0]}" if missing else f"{what}: it holds none at all")
-
-
-def _wanting(campaign: Campaign, models: Sequence[Model], host: Host, workload: Workload) -> str | None:
-    """What a decision can't do without and a recorded campaign lacks, in words; None: it is all there.
-
-    A GPU that could not be timed is no part of the decision, so nothing of it is needed.
-    """
-    tasks, gpus = _plans(models, host, workload, campaign.kernels or find_kernels(host), None, quick=True)
-    timed = {run.devices[0] for run in campaign.gpus if run.failure is None}
-    needed = (*tasks, *(task for gpu in gpus if gpu.devices[0] in timed for task in gpu.tasks))
-    return describe_first_missing(needed, (found.point for found in campaign.measurements()))
+    return conclude_again(saved, workload_of(options, saved.model, host), host, started=started)
 
 
 def conclude_again(saved: Result, workload: Workload, host: Host, *, started: float | None = None) -> Result:
     """A result for another workload from a saved result's measurements, under the memory that ``host`` has now.
 
     Args:
-        saved: Holds model, campaign and cost model.
+        saved: Holds model, campaign, runs and cost model.
         workload: What to decide for.
         host: The host that it was measured on, as it is now.
         started: When the work began, on the monotonic clock.
@@ -266,22 +202,19 @@ def conclude_again(saved: Result, workload: Workload, host: Host, *, started: fl
     Raises:
         MemoryLimitError, ConstraintError: As for ``tune``.
     """
-    reports = (saved.cost_model, *saved.gpu_cost_models)
-    cost_model = CostModel(saved.campaign, {report.device: report.roofline for report in reports})
-    return conclude(
-        Evidence(_models(saved), host, saved.campaign, cost_model, reports),
-        workload,
-        started=time.monotonic() if started is None else started,
-        trials=None,
-    )
+    started = time.monotonic() if started is None else started
+    return conclude(recall(saved, host), workload, started=started, trials=None)
 
 
 def request(options: Options, result: Result) -> dict[str, object]:
     """What a result for these options answers, as it is saved beside it."""
-    models, host, campaign = _models(result), result.host, result.campaign
-    found = campaign.kernels or find_kernels(host)
-    full = _covers(campaign, *_plans(models, host, result.workload, found, campaign.kernel, quick=False))
-    return options.request(counted_budget_s(result.campaign.budget_s, quick=not full))
+    asked = options if result.confirmed else without_runs(options)
+    return asked.request(_counted_s(result.campaign))
+
+
+def without_runs(options: Options) -> Options:
+    """The same wish, content with predictions."""
+    return options._replace(confirm=False)
 
 
 def measure_tier(host: Host) -> Tier:
@@ -298,75 +231,29 @@ def measure_tier(host: Host) -> Tier:
     return tier_of(host, campaign, reports)
 
 
-def _benchmark(
-    model: str | os.PathLike[str],
-    options: Options,
-    *,
-    budget_s: float | None,
-    quick: bool,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Evidence:
-    """The first half: what is told of the model, and what is measured."""
-    host = detect()
-    found = find_kernels(host)
-    models = read_variants(model, options.format, found)
-    workload = _workload(options, models[0], host)
-    check_fits(models, workload, host)
-    tasks, gpus = _plans(models, host, workload, found, options.kernel, quick=quick)
-    formats = _formats(models)
-    # Weights rotate through as much memory as the largest variant takes.
-    largest = max(models, key=memory.model_bytes)
-    campaign = replace(
-        bench.run(
-            largest,
-            host,
-            tasks,
-            gpus=gpus,
-            budget_s=benchmark_budget_s(budget_s, quick=quick, gpu=bool(gpus)),
-            progress=progress,
-            seed=seed,
-        ),
-        kernel=options.kernel,
-        kernels=tuple(kernel for kernel in found if kernel.device == "gpu" or kernel.format in formats),
-    )
-    check_complete(campaign, tasks)
-    return Evidence(models, host, campaign, *fit(campaign))
+def _keep(predicted: Result, options: Options) -> None:
+    """Save what was measured, if it can be saved: the result that follows says where it can't."""
+    with contextlib.suppress(StoreError):
+        cache.write(predicted, request(options, predicted))
 
 
-def _plans(
-    models: Sequence[Model], host: Host, workload: Workload, found: Sequence[Kernel], forced: str | None, *, quick: bool
-) -> tuple[tuple[Task, ...], tuple[GpuTasks, ...]]:
-    """What to time on the CPU, and on each kind of GPU."""
-    kernels = choose_kernels(found, _formats(models), forced)
-    tasks = plan(models, host, workload, kernels, quick=quick)
-    return tasks, plan_gpus(models, host, workload, kernels)
+def _recalled(
+    model: str | os.PathLike[str], options: Options, host: Host, budget: Budget, *, quick: bool
+) -> Evidence | None:
+    """Saved evidence that has all that would be measured anew; None where there is none."""
+    for saved in _saved(model, options):
+        if _counted_s(saved.campaign) >= counted_budget_s(budget.benchmark_s, quick=quick):
+            workload = workload_of(options, saved.model, host)
+            # What was measured for the same workload ended with the budget, or as nothing more mattered.
+            if workload == saved.workload or covers(
+                saved.campaign, models_of(saved), host, workload, find_kernels(host), quick=quick
+            ):
+                return recall(saved, host)
+    return None
 
 
-def _models(result: Result) -> tuple[Model, ...]:
-    """The model in all formats that a result compared, the host's usual one first."""
-    by_format = {format_of(model): model for model in (result.model, *result.alternatives)}
-    return tuple(by_format[name] for name in in_order(by_format, result.host.cpu.architecture))
-
-
-def _formats(models: Iterable[Model]) -> tuple[str, ...]:
-    """The weight formats of all sites that are multiplied with."""
-    sites = (site for model in models for layer in dict.fromkeys(model.layers) for site in (*layer.sites, model.head))
-    return tuple(dict.fromkeys(site.format for site in sites))
-
-
-def _workload(options: Options, model: Model, host: Host) -> Workload:
-    return make_workload(
-        options.workload,
-        model,
-        gpu=bool(host.gpus.usable),
-        prompt=options.prompt,
-        output=options.output,
-        context=options.context,
-        max_batch=options.max_batch,
-        max_tpot_ms=options.max_tpot_ms,
-        max_ttft_ms=options.max_ttft_ms,
-    )
+def _counted_s(campaign: Campaign) -> float:
+    return counted_budget_s(campaign.budget_s, quick=campaign.quick)
 
 
 def _saved(model: str | os.PathLike[str], options: Options) -> Iterator[Result]:
@@ -380,17 +267,3 @@ def _saved(model: str | os.PathLike[str], options: Options) -> Iterator[Result]:
         saved = load_result(model, workload, options.format)
         if saved is not None and saved.campaign.kernel == options.kernel:
             yield saved
-
-
-def _covers(campaign: Campaign, tasks: Sequence[Task], gpus: Sequence[GpuTasks]) -> bool:
-    """Whether a campaign has tried all points that a new one would, but those where the reference is compared.
-
-    A GPU that could not be timed is not tried again until the host changes.
-    """
-    failed = {run.devices[0] for run in campaign.gpus if run.failure is not None}
-    of_gpus = (task for gpu in gpus if gpu.devices[0] not in failed for task in gpu.tasks)
-    points = [task.point for task in (*tasks, *of_gpus)]
-    spared_by = gates(points)
-    compared = {index for spares in spared_by for index in spares}
-    wanted = {point for index, point in enumerate(points) if not spared_by[index] and index not in compared}
-    return wanted <= {outcome.point for outcome in campaign.outcomes}

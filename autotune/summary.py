@@ -19,6 +19,7 @@ from autotune.records import (
     GpuRun,
     HeldOut,
     Host,
+    Measured,
     Measurement,
     Model,
     Point,
@@ -42,6 +43,7 @@ def summarize(result: Result, saved_in: str | None) -> Lines:
         saved_in: Where it is saved, or None.
     """
     decision = result.decision
+    run = result.confirmation if result.confirmed else None
     lines = [
         ("host", _host(result.host)),
         ("tier", f"{result.tier.name}: {result.tier.reason}"),
@@ -55,17 +57,20 @@ def summarize(result: Result, saved_in: str | None) -> Lines:
         ("", ""),
         ("chosen", configuration(decision.chosen)),
         ("  predicted", figures(decision.chosen)),
+        *_measured(None if run is None else run.chosen),
         ("  memory", _memory(decision.chosen)),
     ]
     if decision.default is not None:
         lines += [
             ("fallback", configuration(decision.default)),
             ("  predicted", f"{figures(decision.default)}{_speedup(decision.speedup_over_default)}"),
+            *_measured(None if run is None else run.default),
         ]
     if decision.runner_up is not None:
         lines.append(("runner-up", f"{configuration(decision.runner_up)}: {figures(decision.runner_up)}"))
     lines += [("why", reason) for reason in decision.reasons]
-    lines += [("bound by", decision.bound_by), ("searched", _searched(result)), ("", "")]
+    lines += [("bound by", decision.bound_by), ("searched", _searched(result))]
+    lines += [*runs(result), ("", "")]
     lines += [("note", note) for note in (*result.model.notes, *result.warnings)]
     if saved_in is not None:
         lines.append(("saved", saved_in))
@@ -143,6 +148,44 @@ def figures(candidate: Candidate) -> str:
     predicted = candidate.predicted
     times = f"TPOT {_duration(predicted.tpot_s)}, TTFT {_duration(predicted.ttft_s)}"
     return f"{three_digits(predicted.tokens_per_s)} tokens/s, {times}"
+
+
+def _measured(found: Measured | None) -> Lines:
+    if found is None:
+        return []
+    interval = "" if found.relative_interval is None else f" ±{found.relative_interval:.1%}"
+    times = f"TPOT {_duration(found.tpot_s)}, TTFT {_duration(found.ttft_s)}"
+    return [("  measured", f"{three_digits(found.tokens_per_s)} tokens/s{interval}, {times}")]
+
+
+def runs(result: Result) -> Lines:
+    """What was run, why it ended, and what that told about the predictions; nothing where nothing was run."""
+    found = result.confirmation
+    if found is None:
+        return []
+    states = Counter(trial.state for trial in found.trials)
+    told = ", ".join(f"{count} {state}" for state, count in states.items())
+    what = f"{_count(len(found.trials), 'configuration')} ({told}) on the {found.engine} in {found.spent_s:.1f} s"
+    if not result.confirmed:
+        what += f", for another workload ({found.workload.name})"
+    ends = {"decided": "nothing else could win", "budget": "the time was up", "failed": "none could be run"}
+    lines = [("run", f"{what}; {ends[found.stopped]}")]
+    if found.overhead_share is not None:
+        lines.append(("run", f"{found.overhead_share:.1%} of a decode step is spent outside the kernels"))
+    if found.reused_layers:
+        lines.append(
+            ("run", f"{_count(found.reused_layers, 'layer')} had another one's weights: not all fit the memory")
+        )
+    for report in found.corrections:
+        after = "" if report.median_error_after is None else f", {report.median_error_after:.1%} from each other"
+        lines.append(
+            (
+                "corrected",
+                f"{report.phase} on {report.device}: {report.factor:.3f} times the predicted time in "
+                f"{_count(report.runs, 'run')}; median error {report.median_error_before:.1%} as predicted{after}",
+            )
+        )
+    return lines
 
 
 def _host(host: Host) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from autotune import options
 from autotune.errors import BudgetError, UsageError
-from autotune.options import DEFAULT_BUDGET_S, QUICK_BUDGET_S, Options
+from autotune.options import DEFAULT_BUDGET_S, GPU_BUDGET_S, QUICK_BUDGET_S, RUN_BUDGET_S, Options
 
 SERVER = Options(prompt=128, max_tpot_ms=50)
 
@@ -74,29 +74,50 @@ def test_a_quick_benchmark_never_counts_as_a_full_one() -> None:
     assert not SERVER.answered_by(saved(SERVER, options.counted_budget_s(60.0, quick=True)), DEFAULT_BUDGET_S)
 
 
+def test_only_what_was_run_answers_who_wants_it_run() -> None:
+    """Who is content with predictions takes either."""
+    predicted = SERVER._replace(confirm=False)
+    assert not SERVER.answered_by(saved(predicted, 20.0), 20.0)
+    assert predicted.answered_by(saved(SERVER, 20.0), 20.0)
+    assert predicted.answered_by(saved(predicted, 20.0), 20.0)
+
+
 # Budgets
 
 
 def test_the_budget_is_what_the_user_said_or_a_default() -> None:
-    """A shorter one with --quick, which an explicit budget overrides."""
-    assert options.check_budget(None, quick=False) == DEFAULT_BUDGET_S
-    assert options.check_budget(None, quick=True) == QUICK_BUDGET_S < DEFAULT_BUDGET_S
-    assert options.check_budget(3.5, quick=True) == options.check_budget(3.5, quick=False) == 3.5
-    assert options.check_budget(3600, quick=False) == 3600
+    """A shorter one with --quick, and a longer one where there is a GPU; a given one overrides both."""
+    assert options.split_budget(None) == (DEFAULT_BUDGET_S, RUN_BUDGET_S)
+    assert options.split_budget(None, confirm=False) == (DEFAULT_BUDGET_S, 0)
+    assert options.split_budget(None, gpu=True) == (DEFAULT_BUDGET_S + GPU_BUDGET_S, RUN_BUDGET_S)
+    assert options.split_budget(None, quick=True, confirm=False) == (QUICK_BUDGET_S, 0)
+    assert QUICK_BUDGET_S < DEFAULT_BUDGET_S
+    for quick in (False, True):
+        assert options.split_budget(3.5, quick=quick, confirm=False) == (3.5, 0)
+    assert options.split_budget(3600, confirm=False, gpu=True).total_s == 3600
+
+
+def test_a_given_budget_is_shared_out_as_the_defaults_are() -> None:
+    """For kernels and for runs; with both at their defaults nothing changes."""
+    total_s = DEFAULT_BUDGET_S + RUN_BUDGET_S
+    assert options.split_budget(total_s) == pytest.approx((DEFAULT_BUDGET_S, RUN_BUDGET_S))
+    half = options.split_budget(total_s / 2)
+    assert half == pytest.approx((DEFAULT_BUDGET_S / 2, RUN_BUDGET_S / 2))
+    assert half.total_s == pytest.approx(total_s / 2)
 
 
 @pytest.mark.parametrize("budget_s", [0.0, -1.0, -0.0, 3600.1, float("inf"), float("-inf"), float("nan")])
 def test_a_budget_that_is_no_duration_is_refused(budget_s: float) -> None:
     """The sentence names the option, what is expected and what was given."""
     with pytest.raises(UsageError, match=r"^--budget must be more than 0 and at most 3600 seconds, got ") as caught:
-        options.check_budget(budget_s, quick=False)
+        options.split_budget(budget_s)
     assert str(caught.value).endswith(f"{budget_s:g}")
 
 
 def test_a_budget_in_which_nothing_can_be_measured_is_refused() -> None:
     """Before anything is started."""
     with pytest.raises(BudgetError, match=r"0\.1 s is too small"):
-        options.check_budget(0.1, quick=False)
+        options.split_budget(0.1, confirm=False)
 
 
 # Commands

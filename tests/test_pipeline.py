@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,16 @@ from tests.cli.shop import SMALL
 ROOT = Path(__file__).parents[1]
 BUDGET_S = 4.0
 
+predict = partial(Options, confirm=False)
+"""Options that are content with predictions; what running adds is tested in test_confirmation.py."""
+
 
 @pytest.fixture(scope="module")
 def measured(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """The small model for a server, really measured on this host."""
     path = tmp_path_factory.mktemp("measured") / "small.json"
     path.write_text(json.dumps(SMALL))
-    return pipeline.measure(path, Options(), budget_s=BUDGET_S)
+    return pipeline.measure(path, predict(), budget_s=BUDGET_S)
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def no_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def save(result: Result, wish: Options | None = None) -> None:
-    cache.write(result, pipeline.request(wish or Options(), result))
+    cache.write(result, pipeline.request(wish or predict(), result))
 
 
 def benchmark_gives(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> list[object]:
@@ -147,7 +151,7 @@ def test_the_default_is_what_would_run_without_tuning(measured: Result) -> None:
 def test_nothing_is_saved_by_measuring_alone(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     """That is the caller's decision."""
     benchmark_gives(measured.campaign, monkeypatch)
-    pipeline.measure(model, Options(), budget_s=1.0)
+    pipeline.measure(model, predict(), budget_s=1.0)
     assert not (model.parent / "cache").exists()
 
 
@@ -157,7 +161,7 @@ def test_the_same_measurements_give_the_same_result(
     """The study included, for its seed is fixed; another seed is another study, and no other choice."""
     benchmark_gives(measured.campaign, monkeypatch)
     monkeypatch.setattr(pipeline, "detect", lambda: measured.host)
-    again, other = (pipeline.measure(model, Options(), budget_s=BUDGET_S, seed=seed) for seed in (0, 1))
+    again, other = (pipeline.measure(model, predict(), budget_s=BUDGET_S, seed=seed) for seed in (0, 1))
     assert again.decision.search.study == measured.decision.search.study
     assert without_times(again.decision) == without_times(other.decision) == without_times(measured.decision)
     assert other.decision.search.study is not None
@@ -190,7 +194,7 @@ def test_progress_is_told_and_a_killed_worker_is_survived(model: Path) -> None:
             killed.append(worker.pid)
 
     try:
-        result = pipeline.measure(model, Options(), budget_s=3.0, progress=progress)
+        result = pipeline.measure(model, predict(), budget_s=3.0, progress=progress)
     except BenchmarkError as error:
         assert "SIGKILL" in str(error)  # noqa: PT017 (one of two right outcomes)
     else:
@@ -215,17 +219,17 @@ def test_what_does_not_fit_is_told_before_the_benchmark(
     memory = replace(measured.host.memory, usable_bytes=2_000_000)
     monkeypatch.setattr(pipeline, "detect", lambda: replace(measured.host, memory=memory))
     with pytest.raises(MemoryLimitError, match=r"small needs .* would fit"):
-        pipeline.measure(model, Options(), budget_s=1.0)
+        pipeline.measure(model, predict(), budget_s=1.0)
 
 
 @pytest.mark.usefixtures("no_benchmark")
 @pytest.mark.parametrize(
     ("wish", "error"),
     [
-        (Options(workload="bogus"), UsageError),
-        (Options(prompt=0), UsageError),
-        (Options(max_tpot_ms=float("nan")), UsageError),
-        (Options(format="bogus"), UsageError),
+        (predict(workload="bogus"), UsageError),
+        (predict(prompt=0), UsageError),
+        (predict(max_tpot_ms=float("nan")), UsageError),
+        (predict(format="bogus"), UsageError),
     ],
     ids=str,
 )
@@ -243,7 +247,7 @@ def test_a_missing_model_is_told_before_the_benchmark(model: Path) -> None:
     """Also where a result is only looked up."""
     missing = model.with_name("missing.json")
     with pytest.raises(ModelError, match=r"missing\.json"):
-        pipeline.tune(missing)
+        pipeline.tune(missing, predict())
     with pytest.raises(ModelError, match=r"missing\.json"):
         pipeline.retune(missing)
 
@@ -254,14 +258,14 @@ def test_a_budget_that_ended_too_early_is_told(model: Path, measured: Result, mo
     for budget_s, advice in ((2.0, options.DEFAULT_BUDGET_S), (200.0, 400.0)):
         benchmark_gives(replace(late, budget_s=budget_s), monkeypatch)
         with pytest.raises(BudgetError, match=f"a budget of {budget_s:g} s is too small.*try --budget {advice:g}$"):
-            pipeline.measure(model, Options(), budget_s=budget_s)
+            pipeline.measure(model, predict(), budget_s=budget_s)
 
 
 def test_a_benchmark_that_failed_is_told(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the first failure's words: a longer budget wouldn't help."""
     benchmark_gives(failed(measured.campaign, "wrong_result", "the kernel disagrees with the oracle"), monkeypatch)
     with pytest.raises(BenchmarkError, match=r"could not be timed.*the kernel disagrees with the oracle"):
-        pipeline.measure(model, Options(), budget_s=1.0)
+        pipeline.measure(model, predict(), budget_s=1.0)
 
 
 def test_a_missing_product_is_not_blamed_on_another_ones_failure(
@@ -275,7 +279,7 @@ def test_a_missing_product_is_not_blamed_on_another_ones_failure(
     )
     benchmark_gives(replace(crashed, outcomes=outcomes), monkeypatch)
     with pytest.raises(BudgetError, match=r"it ended before read was timed"):
-        pipeline.measure(model, Options(), budget_s=1.0)
+        pipeline.measure(model, predict(), budget_s=1.0)
 
 
 def test_points_that_were_not_timed_are_noted(measured: Result) -> None:
@@ -315,23 +319,23 @@ def test_unknown_noise_counts_as_five_percent(measured: Result) -> None:
 def test_a_saved_result_is_the_answer(model: Path, measured: Result) -> None:
     """As it was saved, for the same wish and any shorter budget."""
     save(measured)
-    assert pipeline.tune(model, budget_s=BUDGET_S) == measured
-    assert pipeline.tune(str(model), Options(), budget_s=1.0, quick=True) == measured
+    assert pipeline.tune(model, predict(), budget_s=BUDGET_S) == measured
+    assert pipeline.tune(str(model), predict(), budget_s=1.0, quick=True) == measured
 
 
 def test_tuning_saves_what_it_found(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     """For the next one who asks, in the cache's first folder."""
     used = benchmark_gives(measured.campaign, monkeypatch)
-    result = pipeline.tune(model, budget_s=BUDGET_S)
+    result = pipeline.tune(model, predict(), budget_s=BUDGET_S)
     assert len(used) == 1
     assert loader.load_result(model) == result
-    assert pipeline.tune(model, budget_s=BUDGET_S) == result
+    assert pipeline.tune(model, predict(), budget_s=BUDGET_S) == result
     assert len(used) == 1
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"force": True}, {"budget_s": BUDGET_S + 1}, {"wish": Options(max_batch=600)}, {"wish": Options(format="F16")}],
+    [{"force": True}, {"budget_s": BUDGET_S + 1}, {"wish": predict(max_batch=600)}, {"wish": predict(format="F16")}],
     ids=str,
 )
 def test_what_the_saved_measurements_cannot_answer_is_measured(
@@ -348,13 +352,13 @@ def test_what_the_saved_measurements_cannot_answer_is_measured(
 
     monkeypatch.setattr(pipeline.bench, "run", run)
     with pytest.raises(BenchmarkError, match="far enough"):
-        pipeline.tune(model, arguments.pop("wish", None), **arguments)
+        pipeline.tune(model, arguments.pop("wish", predict()), **arguments)
     assert campaigns == [arguments["budget_s"]]
 
 
 @pytest.mark.usefixtures("no_benchmark")
 @pytest.mark.parametrize(
-    "wish", [Options(workload="chat"), Options(workload="offline", max_batch=8), Options(context=800)], ids=str
+    "wish", [predict(workload="chat"), predict(workload="offline", max_batch=8), predict(context=800)], ids=str
 )
 def test_saved_measurements_answer_other_wishes(wish: Options, model: Path, measured: Result) -> None:
     """Of other workloads as well; the answer is saved under its own."""
@@ -369,9 +373,9 @@ def test_saved_measurements_answer_other_wishes(wish: Options, model: Path, meas
 def test_measurements_of_another_workload_are_used_where_its_own_do_not_suffice(model: Path, measured: Result) -> None:
     """A short run for chat doesn't stand in the way of a long one for a server."""
     chat = pipeline.conclude_again(measured, replace(measured.workload, name="chat", max_batch=1), measured.host)
-    save(replace(chat, campaign=only(chat.campaign, lambda point: point.m <= 16)), Options(workload="chat"))
+    save(replace(chat, campaign=only(chat.campaign, lambda point: point.m <= 16)), predict(workload="chat"))
     save(measured)
-    result = pipeline.tune(model, Options(workload="chat", context=800), budget_s=BUDGET_S)
+    result = pipeline.tune(model, predict(workload="chat", context=800), budget_s=BUDGET_S)
     assert result.campaign == measured.campaign
 
 
@@ -380,14 +384,14 @@ def test_a_quick_result_answers_no_full_wish(model: Path, measured: Result, monk
     monkeypatch.setattr(options, "QUICK_BUDGET_S", BUDGET_S / 2)
     quick = set(planned(measured, quick=True))
     used = benchmark_gives(only(measured.campaign, lambda point: point in quick), monkeypatch)
-    result = pipeline.tune(model, budget_s=BUDGET_S, quick=True)
-    assert pipeline.tune(model, budget_s=BUDGET_S, quick=True) == result
+    result = pipeline.tune(model, predict(), budget_s=BUDGET_S, quick=True)
+    assert pipeline.tune(model, predict(), budget_s=BUDGET_S, quick=True) == result
     assert len(used) == 1
     used_in_full = benchmark_gives(measured.campaign, monkeypatch)
-    full = pipeline.tune(model, budget_s=BUDGET_S)
+    full = pipeline.tune(model, predict(), budget_s=BUDGET_S)
     assert len(used_in_full) == 1
     assert full.campaign == measured.campaign
-    assert pipeline.tune(model, budget_s=BUDGET_S, quick=True) == full
+    assert pipeline.tune(model, predict(), budget_s=BUDGET_S, quick=True) == full
 
 
 def test_a_result_that_cannot_be_saved_is_returned(
@@ -398,7 +402,7 @@ def test_a_result_that_cannot_be_saved_is_returned(
     monkeypatch.setenv("XDG_CACHE_HOME", str(model / "xdg"))
     benchmark_gives(measured.campaign, monkeypatch)
     with pytest.warns(cache.StoreWarning, match="was not saved"):
-        result = pipeline.tune(model, budget_s=BUDGET_S)
+        result = pipeline.tune(model, predict(), budget_s=BUDGET_S)
     assert result.campaign == measured.campaign
 
 
@@ -406,19 +410,19 @@ def test_an_entry_that_cannot_be_understood_is_replaced(
     model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One with an intact checksum and the very same wish, but with records of another shape."""
-    path = Path(cache.write(measured, pipeline.request(Options(), measured)))
+    path = Path(cache.write(measured, pipeline.request(predict(), measured)))
     entry = parse(path.read_bytes(), str(path))
     path.write_bytes(encode(entry.key, entry.request_json, entry.device_config_json, b'{"surprise":1}'))
     used = benchmark_gives(measured.campaign, monkeypatch)
     with pytest.warns(cache.StoreWarning, match="surprise"):
-        result = pipeline.tune(model, budget_s=BUDGET_S)
+        result = pipeline.tune(model, predict(), budget_s=BUDGET_S)
     assert len(used) == 1
     assert loader.load_result(model) == result
 
 
 def test_a_result_survives_its_file(measured: Result) -> None:
     """All of it, to the last bit of the last sample."""
-    _, raw = cache.document(measured, pipeline.request(Options(), measured))
+    _, raw = cache.document(measured, pipeline.request(predict(), measured))
     assert decode_result(parse(raw, "")) == measured
     assert msgspec.json.decode(raw)["result"]["campaign"]["budget_s"] == BUDGET_S
 
@@ -445,7 +449,7 @@ def test_retuning_is_concluding_from_the_saved_measurements(
     memory = replace(measured.host.memory, usable_bytes=measured.host.memory.usable_bytes // 2)
     now = replace(measured.host, memory=memory)
     monkeypatch.setattr(pipeline, "detect", lambda: now)
-    result = pipeline.retune(model, Options(workload="offline", max_batch=4))
+    result = pipeline.retune(model, predict(workload="offline", max_batch=4))
     expected = pipeline.conclude_again(measured, result.workload, now)
     assert without_times(result.decision) == without_times(expected.decision)
     assert result.device_config == expected.device_config
@@ -458,15 +462,15 @@ def test_retuning_keeps_limits_or_says_that_none_can(model: Path, measured: Resu
     """A limit that can be kept is kept, one that can't isn't relaxed; without enough memory nothing is chosen."""
     save(measured)
     assert measured.decision.runner_up is not None
-    single_s = pipeline.retune(model, Options(workload="chat")).decision.chosen.predicted.tpot_s
-    limited = pipeline.retune(model, Options(max_tpot_ms=single_s * 1.5e3))
+    single_s = pipeline.retune(model, predict(workload="chat")).decision.chosen.predicted.tpot_s
+    limited = pipeline.retune(model, predict(max_tpot_ms=single_s * 1.5e3))
     assert limited.decision.chosen.predicted.tpot_s <= single_s * 1.5
     with pytest.raises(ConstraintError, match="time per output token can't be kept"):
-        pipeline.retune(model, Options(max_tpot_ms=single_s * 0.5e3))
+        pipeline.retune(model, predict(max_tpot_ms=single_s * 0.5e3))
     with pytest.raises(UsageError, match="--prompt"):
-        pipeline.retune(model, Options(prompt=-1))
+        pipeline.retune(model, predict(prompt=-1))
     with pytest.raises(UsageError, match="chat, server, offline"):
-        pipeline.retune(model, Options(workload="bogus"))
+        pipeline.retune(model, predict(workload="bogus"))
 
 
 def test_what_was_extrapolated_is_noted(measured: Result) -> None:
@@ -493,7 +497,7 @@ sys.addaudithook(lambda event, _: started.append(event) if event in (
     "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system") else None)
 from autotune.options import Options
 from autotune.pipeline import retune
-result = retune(sys.argv[1], Options(workload="chat"))
+result = retune(sys.argv[1], predict(workload="chat"))
 assert result.campaign.measurements()
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"optuna", "torch", "pandas"}), started)
 """
@@ -536,7 +540,7 @@ def by_numpy(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Result
     """The small model for a server, really measured with --kernel numpy."""
     path = tmp_path_factory.mktemp("by_numpy") / "small.json"
     path.write_text(json.dumps(SMALL))
-    return pipeline.measure(path, Options(kernel="numpy"), budget_s=BUDGET_S)
+    return pipeline.measure(path, predict(kernel="numpy"), budget_s=BUDGET_S)
 
 
 def test_a_result_says_which_kernel_is_fastest_for_each_site(measured: Result) -> None:
@@ -595,16 +599,16 @@ def test_measurements_answer_only_for_the_kernel_they_are_of(
     model: Path, by_numpy: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without --kernel all are rivals, so it is measured anew; retuning says what there is nothing of."""
-    save(by_numpy, Options(kernel="numpy"))
+    save(by_numpy, predict(kernel="numpy"))
     used = benchmark_gives(by_numpy.campaign, monkeypatch)
-    assert pipeline.tune(model, Options(kernel="numpy"), budget_s=BUDGET_S) == by_numpy
-    assert pipeline.retune(model, Options(kernel="numpy", max_batch=2)).campaign == by_numpy.campaign
+    assert pipeline.tune(model, predict(kernel="numpy"), budget_s=BUDGET_S) == by_numpy
+    assert pipeline.retune(model, predict(kernel="numpy", max_batch=2)).campaign == by_numpy.campaign
     assert not used
     with pytest.raises(ResultNotFoundError, match=r"no saved measurements of .*small\.json: run"):
         pipeline.retune(model)
     with pytest.raises(ResultNotFoundError, match=r"small\.json with --kernel native: run .* --kernel native`"):
-        pipeline.retune(model, Options(kernel="native"))
-    pipeline.tune(model, budget_s=BUDGET_S)
+        pipeline.retune(model, predict(kernel="native"))
+    pipeline.tune(model, predict(), budget_s=BUDGET_S)
     assert len(used) == 1
 
 
@@ -612,9 +616,9 @@ def test_measurements_answer_only_for_the_kernel_they_are_of(
 def test_a_kernel_that_cannot_run_is_told_before_the_benchmark(model: Path) -> None:
     """With the reason; one that doesn't exist with those that do."""
     with pytest.raises(KernelUnavailableError, match="'native' can't run this here: llvmlite is not installed"):
-        pipeline.tune(model, Options(kernel="native"))
+        pipeline.tune(model, predict(kernel="native"))
     with pytest.raises(UsageError, match="--kernel must be one of native, numpy, got 'abacus'"):
-        pipeline.tune(model, Options(kernel="abacus"))
+        pipeline.tune(model, predict(kernel="abacus"))
 
 
 # Formats
@@ -624,7 +628,7 @@ def test_with_auto_the_format_is_chosen_and_the_others_can_be_chosen_again(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One campaign over all formats with a kernel; the evidence suffices to decide again."""
-    wish = Options(format="auto", kernel="numpy")
+    wish = predict(format="auto", kernel="numpy")
     result = pipeline.tune(model, wish, budget_s=3.0)
     compared = {format_of(result.model), *(format_of(other) for other in result.alternatives)}
     assert compared == {
@@ -650,7 +654,7 @@ def test_measurements_of_a_run_that_no_limit_can_be_kept_with_are_not_lost(
     used = benchmark_gives(measured.campaign, monkeypatch)
     for _ in range(2):
         with pytest.raises(ConstraintError, match="time per output token can't be kept"):
-            pipeline.tune(model, Options(max_tpot_ms=1e-6), budget_s=BUDGET_S)
-    result = pipeline.tune(model, Options(max_tpot_ms=1e6), budget_s=BUDGET_S)
+            pipeline.tune(model, predict(max_tpot_ms=1e-6), budget_s=BUDGET_S)
+    result = pipeline.tune(model, predict(max_tpot_ms=1e6), budget_s=BUDGET_S)
     assert result.campaign == measured.campaign
     assert len(used) == 1

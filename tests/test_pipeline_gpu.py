@@ -20,6 +20,7 @@ from autotune.explanation import explain
 from autotune.host import detect
 from autotune.host.kernels import find_kernels
 from autotune.options import Options
+from autotune.recorded import replay
 from autotune.records import Campaign, Gpu, Gpus, Kernel, Result
 from autotune.store import paths, recording
 from autotune.summary import summarize
@@ -59,7 +60,7 @@ def tuned(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         patch.setenv("AUTOTUNE_CACHE", str(folder / "cache"))
         patch.setattr(paths, "SYSTEM_LAYER", str(folder / "system"))
         limits = {"prompt": 8, "output": 8, "context": 16, "max_batch": 2}
-        yield path, pipeline.tune(path, Options(**limits), budget_s=BUDGET_S)
+        yield path, pipeline.tune(path, Options(**limits, confirm=False), budget_s=BUDGET_S)
 
 
 def test_identical_gpus_are_timed_once_and_counted_as_two(tuned: tuple[Path, Result]) -> None:
@@ -97,7 +98,7 @@ def test_other_limits_are_decided_from_what_is_saved(
     """By retune, and by tune where all points are there: nothing is timed again."""
     path, result = tuned
     monkeypatch.setattr(pipeline.bench, "run", None)
-    smaller = Options(prompt=8, output=8, context=16, max_batch=1)
+    smaller = Options(prompt=8, output=8, context=16, max_batch=1, confirm=False)
     for again in (pipeline.retune(path, smaller), pipeline.tune(path, smaller, budget_s=BUDGET_S)):
         assert again.campaign == result.campaign
         assert again.decision.chosen.configuration.batch_size == 1
@@ -112,7 +113,7 @@ def test_a_recording_decides_as_the_host_did(tuned: tuple[Path, Result], tmp_pat
     )
     recording.write(tmp_path / "host.json", recorded)
     limits = Options(prompt=8, output=8, context=16, max_batch=2)
-    replayed = pipeline.replay(recording.read(tmp_path / "host.json"), path, limits)
+    replayed = replay(recording.read(tmp_path / "host.json"), path, limits)
     assert replayed.decision.chosen == result.decision.chosen
     assert replayed.decision.split_curve == result.decision.split_curve
     assert replayed.device_config == result.device_config
@@ -143,6 +144,6 @@ def test_a_gpu_without_torch_leaves_the_cpu_and_one_line(
     missing = "torch isn't installed (the extra gpu): pip install torch"
     found = (*find_kernels(detect.detect()), Kernel("torch", "I2_S", None, missing, "gpu"))
     monkeypatch.setattr(pipeline, "find_kernels", lambda _: (*found, replace(found[-1], format="F16")))
-    result = pipeline.measure(path, Options(), budget_s=3.0)
+    result = pipeline.measure(path, Options(confirm=False), budget_s=3.0)
     assert result.device_config.strategy == "CpuOnly"
     assert [line for line in result.warnings if "torch" in line] == [f"no layer is put on cuda:0 and cuda:1: {missing}"]

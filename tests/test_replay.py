@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import pytest
 
-from autotune import pipeline
+from autotune.bench import campaign
 from autotune.errors import MemoryLimitError, ResultNotFoundError
 from autotune.model.source import PRESETS
 from autotune.options import Options
+from autotune.recorded import replay
 from autotune.records import Hybrid, Result
 from autotune.store import recording
 from autotune.store.entry import WORKLOADS
@@ -40,7 +41,7 @@ REGRET = 0.03
 @pytest.fixture(autouse=True)
 def no_study(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Optuna study decides nothing and takes most of a replay's time."""
-    monkeypatch.setattr(pipeline, "TRIALS", None)
+    monkeypatch.setattr("autotune.recorded.TRIALS", None)
 
 
 @functools.cache
@@ -54,7 +55,7 @@ def recorded(label: str, model: str) -> Recording:
 
 @functools.cache
 def replayed(label: str, model: str, workload: str) -> Result:
-    return pipeline.replay(recorded(label, model), model, Options(workload=workload))
+    return replay(recorded(label, model), model, Options(workload=workload))
 
 
 def gpu_layers(result: Result) -> int:
@@ -76,7 +77,7 @@ def answers(path: Path) -> Iterator[Result]:
     for model in (*PRESETS, LARGE):
         for workload in WORKLOADS:
             try:
-                yield pipeline.replay(found, model, Options(workload=workload))
+                yield replay(found, model, Options(workload=workload))
             except ResultNotFoundError:
                 break
 
@@ -101,7 +102,7 @@ def test_every_recording_gives_configurations_that_its_host_can_run(path: Path) 
 def test_a_model_that_was_not_recorded_is_refused() -> None:
     """With the host, the model and what is missing."""
     with pytest.raises(ResultNotFoundError, match=r"the recording of edge-4gb-board has no measurements of .*3B: "):
-        pipeline.replay(recorded("edge-4gb-board", SMALL), "bitnet_b1_58-3B")
+        replay(recorded("edge-4gb-board", SMALL), "bitnet_b1_58-3B")
 
 
 def test_a_replay_touches_neither_this_host_nor_its_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -111,9 +112,9 @@ def test_a_replay_touches_neither_this_host_nor_its_cache(monkeypatch: pytest.Mo
         raise AssertionError("a replay needs the recording alone")
 
     monkeypatch.setenv("AUTOTUNE_CACHE", str(tmp_path))
-    monkeypatch.setattr(pipeline, "detect", forbidden)
-    monkeypatch.setattr(pipeline.bench, "run", forbidden)
-    result = pipeline.replay(recorded("edge-4gb-board", SMALL), SMALL)
+    monkeypatch.setattr("autotune.recorded.detect", forbidden)
+    monkeypatch.setattr(campaign, "run", forbidden)
+    result = replay(recorded("edge-4gb-board", SMALL), SMALL)
     assert {site.format for site in result.model.layers[0].sites} == {"I2_S_ARM"}
     assert not list(tmp_path.iterdir())
 
@@ -122,7 +123,7 @@ def test_what_was_written_is_decided_upon_as_before(tmp_path: Path) -> None:
     """A recording loses nothing on its way through a file."""
     path = tmp_path / "host.json"
     recording.write(path, recorded("office-4gb-gpu", MEDIUM))
-    again = pipeline.replay(recording.read(path), MEDIUM, Options(workload="chat"))
+    again = replay(recording.read(path), MEDIUM, Options(workload="chat"))
     assert again.decision.chosen == replayed("office-4gb-gpu", MEDIUM, "chat").decision.chosen
 
 

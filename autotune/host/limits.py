@@ -9,6 +9,9 @@ from autotune.records import Limits
 
 Decider = Literal["affinity", "cpuset", "quota", "online CPUs"]
 
+FALLBACK_THREADS = 4
+"""Used at most without tuning: more can be slower on a host that nobody measured: shared cores, a quota unseen."""
+
 
 def read_limits(cgroup: Cgroup, affinity: tuple[int, ...], online: int | None) -> Limits:
     """Combine affinity, cpuset and quota: ``min(affinity, cpuset, floor(quota))``, at least 1.

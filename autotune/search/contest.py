@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from autotune.costmodel.steps import Seconds
 from autotune.search.evaluate import Evaluator
 from autotune.search.space import Point
+from autotune.search.times import BARRED_S
 
 TIE = 1e-9
 """Relative difference up to which two predictions count as equal: below any measurement, above rounding."""
@@ -31,18 +32,20 @@ class Contest:
     Attributes:
         evaluator: The space and its figures.
         max_tpot_s: The limit on TPOT that applies; None: no limit.
+        tie: Relative difference up to which two costs count as equal.
     """
 
     evaluator: Evaluator
     max_tpot_s: float | None
+    tie: float = TIE
 
     def without(self, point: Point) -> Contest:
         """The contest without what decodes as a point does: on its placement with its batch size and threads."""
         evaluator = self.evaluator
         works_on_cpu = evaluator.space.works[point.placement, 0]
-        threads = point.decode_threads if works_on_cpu else None
-        decode = evaluator.decode.barring(int(point.placement), threads, int(point.batch))
-        return Contest(dataclasses.replace(evaluator, decode=decode), self.max_tpot_s)
+        threads = int(point.decode_threads) if works_on_cpu else None
+        decode = evaluator.decode.knowing({(int(point.placement), threads, int(point.batch)): BARRED_S})
+        return dataclasses.replace(self, evaluator=dataclasses.replace(evaluator, decode=decode))
 
     def best(self, *, batch: int | None = None) -> Point | None:
         """The best point of all, or None if there is none; ``batch`` as for :meth:`best_of_each`."""
@@ -72,7 +75,7 @@ class Contest:
             rivals = Point(*(np.asarray(index)[amounts <= ceilings[group]] for index in rivals))
             return ceilings
 
-        ceilings_s.append(keep_least(evaluator.at(rivals).costs[1], TIE))
+        ceilings_s.append(keep_least(evaluator.at(rivals).costs[1], self.tie))
         keep_least(evaluator.space.works.sum(axis=1)[rivals.placement])
         counts = np.arange(len(evaluator.space.threads))
         for axis in ("decode_threads", "prefill_threads"):
@@ -99,7 +102,7 @@ class Contest:
         cost_s = self._first_cost_s[placements, batches]
         group = groups[placements]
         lowest_s = cost_s.min(axis=(1, 2))
-        ceiling_s = _least(lowest_s, group, int(groups.max()) + 1) * (1 + TIE)
+        ceiling_s = _least(lowest_s, group, int(groups.max()) + 1) * (1 + self.tie)
         near = (lowest_s <= ceiling_s[group]) & (lowest_s < np.inf)
         row, column, chunk = np.nonzero(cost_s[near] <= ceiling_s[group[near], None, None])
         placement, batch = placements[near][row], np.arange(evaluator.space.shape[3])[batches][column]

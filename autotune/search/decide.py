@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import msgspec
 
 from autotune.costmodel.steps import StepCosts
 from autotune.model.memory import Room
@@ -41,6 +44,24 @@ class Alternative:
     bound_by: Callable[[Configuration], str]
 
 
+class Proven(NamedTuple):
+    """What running configurations found.
+
+    Attributes:
+        format: The weight format that they were run in.
+        winner: The configuration that is the answer.
+        runner_up: The best of the others that were run; None where there is none.
+        verdict: Why, in a sentence.
+        speedup: Over the default, in the workload's own objective; None where that was not run.
+    """
+
+    format: str
+    winner: Configuration
+    runner_up: Configuration | None
+    verdict: str
+    speedup: float | None
+
+
 def decide(
     alternatives: Sequence[Alternative],
     workload: Workload,
@@ -50,8 +71,11 @@ def decide(
     noise: float,
     trials: int | None = None,
     seed: int = 0,
+    proven: Proven | None = None,
 ) -> tuple[Alternative, Decision]:
     """Chooses weight format and configuration from predicted costs alone: no hardware, no clock but that of ranking.
+
+    What was proven by running is the choice, and the costs say how it compares with what was not run.
 
     Args:
         alternatives: The formats to choose from; the first is what would run without tuning.
@@ -62,6 +86,7 @@ def decide(
         noise: Relative; below it two times are not told apart.
         trials: Optuna trials over the chosen format's space; None: no study.
         seed: Of the study.
+        proven: What running configurations found; None: none was run.
 
     Returns:
         The alternative that was chosen, and the decision.
@@ -74,24 +99,35 @@ def decide(
     evaluators = [build_evaluator(alternative.model, workload, alternative.costs, room) for alternative in alternatives]
     start = evaluators[0].space.point(default)
     start_value = evaluators[0].at(start)
+    if proven is not None:
+        evaluators = [_allowing(evaluators, alternatives, proven, evaluator) for evaluator in evaluators]
     rankings = rank(evaluators)
     winner = _winner(evaluators, rankings)
     stays, verdict = _verdict(evaluators, rankings, winner, start, noise)
-    if stays:
+    if proven is not None:
+        stays, verdict = False, proven.verdict
+        winner = [alternative.format for alternative in alternatives].index(proven.format)
+    elif stays:
         winner = 0
     evaluator, ranking = evaluators[winner], rankings[winner]
     assert ranking is not None, "what wins or stays is feasible"
     chosen, runner_up = ranking.best, ranking.runner_up
-    if stays and start != ranking.best:
+    if proven is not None:
+        chosen = evaluator.space.point(proven.winner)
+        runner_up = None if proven.runner_up is None else evaluator.space.point(proven.runner_up)
+    elif stays and start != ranking.best:
         chosen, runner_up = start, ranking.best
     default_fits = start_value.excess_bytes <= 0
     chosen_s = evaluator.at(chosen).costs[0]
+    speedup = float(start_value.costs[0] / chosen_s) if default_fits else None
+    if proven is not None and proven.speedup is not None:
+        speedup = proven.speedup
     others = [index for index in range(len(alternatives)) if index != winner]
     decision = Decision(
         chosen=evaluator.candidate(chosen),
         runner_up=None if runner_up is None else evaluator.candidate(runner_up),
         default=evaluators[0].candidate(start) if default_fits else None,
-        speedup_over_default=float(start_value.costs[0] / chosen_s) if default_fits else None,
+        speedup_over_default=speedup,
         bound_by=alternatives[winner].bound_by(evaluator.space.configuration(chosen)),
         reasons=tuple(
             sentence
@@ -125,6 +161,22 @@ def decide(
         split_curve=split_curve(ranking.contest),
     )
     return alternatives[winner], decision
+
+
+def _allowing(
+    evaluators: Sequence[Evaluator], alternatives: Sequence[Alternative], proven: Proven, evaluator: Evaluator
+) -> Evaluator:
+    """The same under limits that the proven winner is predicted to keep: that it keeps them was measured."""
+    (own,) = (one for one, its in zip(evaluators, alternatives, strict=True) if its.format == proven.format)
+    value, limits = own.at(own.space.point(proven.winner)), evaluator.workload
+    return replace(
+        evaluator,
+        workload=msgspec.structs.replace(
+            limits,
+            max_tpot_s=None if limits.max_tpot_s is None else max(limits.max_tpot_s, float(value.tpot_s)),
+            max_ttft_s=None if limits.max_ttft_s is None else max(limits.max_ttft_s, float(value.ttft_s)),
+        ),
+    )
 
 
 def _winner(evaluators: Sequence[Evaluator], rankings: Sequence[Ranking | None]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from autotune.model.sites import on_gpu
 from autotune.records import Candidate, Figures, Model, Workload
 from autotune.search.space import Index, Point, Space, build_space
 from autotune.search.times import BARRED_S, StepTimes, decode_times, prefill_times
+
+Time = TypeVar("Time", float, Seconds)
 
 _UNUSED_BYTES = -(2**62)
 """Stands for what a device needs beyond its memory where it isn't used: less than any other."""
@@ -66,12 +69,18 @@ class Evaluator:
     def at(self, point: Point) -> Evaluation:
         """Evaluates one point, or many whose index arrays broadcast."""
         placement, decode_threads, prefill_threads, batch, chunk = point
+        return self.taking(
+            point, self.decode.at(placement, decode_threads, batch), self.prefill.at(placement, prefill_threads, chunk)
+        )
+
+    def taking(self, point: Point, tpot_s: Seconds | float, ttft_s: Seconds | float) -> Evaluation:
+        """Figures at points that take so long, as measured and not as predicted; all broadcast."""
         return self._evaluation(
-            self.space.batches[batch],
-            self.decode.at(placement, decode_threads, batch),
-            self.prefill.at(placement, prefill_threads, chunk),
-            self.excess_bytes[placement, batch, chunk],
-            self.total_bytes[placement, batch, chunk],
+            self.space.batches[point.batch],
+            np.asarray(tpot_s),
+            np.asarray(ttft_s),
+            self.excess_bytes[point.placement, point.batch, point.chunk],
+            self.total_bytes[point.placement, point.batch, point.chunk],
         )
 
     @functools.cached_property
@@ -94,8 +103,7 @@ class Evaluator:
         total_bytes: NDArray[np.int64],
     ) -> Evaluation:
         workload = self.workload
-        # Prompts go through one after the other; each gives its sequence's first token.
-        requests_s = sequences * ttft_s + (workload.output_tokens - 1) * tpot_s
+        requests_s = serving_time_s(workload, sequences, tpot_s, ttft_s)
         tokens = sequences * workload.output_tokens
         return Evaluation(
             tpot_s=tpot_s,
@@ -123,7 +131,7 @@ class Evaluator:
 
     def feasible(self, value: Evaluation, max_tpot_s: float | None) -> NDArray[np.bool_]:
         """Whether every constraint is kept; arguments as for :meth:`violations`."""
-        kept = (value.excess_bytes <= 0) & (value.tpot_s < BARRED_S)
+        kept = (value.excess_bytes <= 0) & (value.tpot_s < BARRED_S) & (value.ttft_s < BARRED_S)
         if max_tpot_s is not None:
             kept = kept & (value.tpot_s <= max_tpot_s)
         if self.workload.max_ttft_s is not None:
@@ -143,6 +151,21 @@ class Evaluator:
                 memory=memory.plan(self.model, configuration, self.workload.context_tokens, self.room),
             ),
         )
+
+
+def serving_time_s(workload: Workload, sequences: Any, tpot_s: Time, ttft_s: Time) -> Time:
+    """Time of a full batch of whole requests.
+
+    Prompts go through one after the other; each gives its sequence's first token.
+
+    Args:
+        workload: Its output tokens.
+        sequences: The batch size, or an array of them.
+        tpot_s: Time of a decode step of the batch.
+        ttft_s: Time of one prompt's prefill.
+    """
+    total_s: Time = sequences * ttft_s + (workload.output_tokens - 1) * tpot_s
+    return total_s
 
 
 def build_evaluator(model: Model, workload: Workload, costs: StepCosts, room: Room) -> Evaluator:

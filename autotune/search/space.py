@@ -12,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.costmodel.steps import StepCosts
-from autotune.records import Configuration, Workload
+from autotune.records import Configuration, Part, Workload
 
 Index = int | NDArray[np.intp]
 
 MAX_PLACEMENTS = 8192
 """Enough for all ways to split up to 89 layers between the CPU and two GPUs, or 27 between it and three."""
+
+
+Place = tuple[int, int | None, int]
+"""Half of a configuration as indices: placement, threads, and batch or chunk; None as threads: they don't matter."""
 
 
 class Point(NamedTuple):
@@ -105,6 +109,22 @@ class Space:
         if found != configuration:
             raise ValueError(f"expected a point of the search space, for example {found}, got {configuration}")
         return point
+
+    def place(self, part: Part) -> Place | None:
+        """Where a part lies in the space; None: it isn't in it."""
+        layers = dict(part.device_layers)
+        row = [layers.pop(device, 0) for device in self.devices]
+        on_head = np.array(self.devices)[self.heads] == part.head_device
+        sizes = self.batches if part.phase == "decode" else self.chunks
+        matches = (self.layers == row).all(axis=1) & on_head, self.threads == part.threads, sizes == part.size
+        if layers or not all(match.any() for match in matches):
+            return None
+        placement, threads, column = (int(match.argmax()) for match in matches)
+        return placement, threads if self.works[placement, 0] else None, column
+
+    def plain(self, point: Point) -> Point:
+        """The same point, with the fewest threads where the CPU has nothing to do and they are of no consequence."""
+        return point if self.works[point.placement, 0] else point._replace(decode_threads=0, prefill_threads=0)
 
 
 def build_space(costs: StepCosts, workload: Workload, available_bytes: Mapping[str, int]) -> Space:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autotune.records import Study
 from autotune.search.evaluate import Evaluator
+from autotune.search.parameters import axes, parameters_of, point_at, silenced
 from autotune.search.rank import Ranking
-from autotune.search.space import Point, Space
+from autotune.search.space import Point
 
 if TYPE_CHECKING:
     import optuna
@@ -39,11 +39,11 @@ def run_study(
     # Here and not above: it takes a quarter of a second, and a re-computed result doesn't run a study.
     import optuna
 
-    axes = _axes(evaluator.space)
+    ranges = axes(evaluator.space)
 
     def objective(trial: optuna.Trial) -> float:
         # Batch size and the rest as integers on their axis, not as categories: neighbours do alike.
-        point = _point(evaluator.space, {axis: trial.suggest_int(axis, 0, last) for axis, last in axes.items()})
+        point = point_at(evaluator.space, {axis: trial.suggest_int(axis, 0, last) for axis, last in ranges.items()})
         value = evaluator.at(point)
         # In every trial: one without constraints would count as feasible.
         for name, violation in evaluator.violations(value, ranking.max_tpot_s).items():
@@ -51,25 +51,21 @@ def run_study(
         return float(value.costs[0])
 
     sampler: optuna.samplers.BaseSampler
-    combinations = math.prod(last + 1 for last in axes.values())
+    combinations = math.prod(last + 1 for last in ranges.values())
     if combinations <= trials:
         trials = combinations
-        sampler = optuna.samplers.GridSampler({axis: range(last + 1) for axis, last in axes.items()}, seed=seed)
+        sampler = optuna.samplers.GridSampler({axis: range(last + 1) for axis, last in ranges.items()}, seed=seed)
     else:
         sampler = optuna.samplers.TPESampler(seed=seed)
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
+    with silenced():
         study = optuna.create_study(sampler=sampler)
         if start is not None and isinstance(sampler, optuna.samplers.TPESampler):
             for point in _seeds(evaluator, start):
-                study.enqueue_trial(_parameters(evaluator.space, point))
+                study.enqueue_trial(parameters_of(evaluator.space, point))
         study.optimize(objective, n_trials=trials)
-    finally:
-        optuna.logging.set_verbosity(verbosity)
 
     feasible = [
-        _point(evaluator.space, trial.params)
+        point_at(evaluator.space, trial.params)
         for trial in study.trials
         if all(violation <= 0 for violation in trial.constraints.values())
     ]
@@ -85,32 +81,6 @@ def run_study(
         # The ranking prefers fewer threads within a rounding error, so a study can come out ahead by that.
         gap=None if best is None else max(0.0, float(evaluator.at(best).costs[0]) / exact_s - 1),
     )
-
-
-def _axes(space: Space) -> dict[str, int]:
-    """The parameters of a trial, and the last value of each.
-
-    Where a placement is a split of the layers and a place for the head these are two: by splits that are neighbours, so
-    are the times.
-    """
-    last = {axis: length - 1 for axis, length in zip(Point._fields, space.shape, strict=True)}
-    splits = last.pop("placement") // 2
-    return {"split": splits, "head_on_cpu": int(splits > 0), **last}
-
-
-def _point(space: Space, parameters: Mapping[str, int]) -> Point:
-    """The point that a trial's parameters name; without layers on GPUs the head is on the CPU, whatever they say."""
-    rest = dict(parameters)
-    split, head_on_cpu = rest.pop("split"), rest.pop("head_on_cpu")
-    return Point(placement=split + head_on_cpu * (space.shape[0] // 2) if split else 0, **rest)
-
-
-def _parameters(space: Space, point: Point) -> dict[str, int]:
-    """The reverse."""
-    values = {axis: int(index) for axis, index in point._asdict().items()}
-    splits, placement = space.shape[0] // 2, values.pop("placement")
-    head_on_cpu = int(placement > splits)
-    return {"split": placement - head_on_cpu * splits, "head_on_cpu": head_on_cpu, **values}
 
 
 def _seeds(evaluator: Evaluator, start: Point) -> list[Point]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autotune.costmodel.steps import Seconds, StepCosts
-from autotune.search.space import Index, Space
+from autotune.search.space import Index, Place, Space
 
 BARRED_S = 1e300
 """Stands for the time of a step that may not be chosen; unlike infinity it can be multiplied by 0."""
@@ -50,13 +51,17 @@ class StepTimes:
         time_s: Seconds = self.gpus_s + self.cpu_s.min(axis=1)[self.work]
         return time_s
 
-    def barring(self, placement: int, threads: Index | None, column: int) -> StepTimes:
-        """The same times but for one point, or with None as threads all of a placement and column, that is barred."""
-        row = self.cpu_s[self.work[placement]].copy()
-        row[slice(None) if threads is None else threads, column] = BARRED_S
-        work = self.work.copy()
-        work[placement] = len(self.cpu_s)
-        return replace(self, cpu_s=np.concatenate([self.cpu_s, row[None]]), work=work)
+    def knowing(self, times_s: Mapping[Place, float]) -> StepTimes:
+        """The same times but for some places, whose times are given; where threads don't matter, with all of them."""
+        if not times_s:
+            return self
+        rows = {placement: index for index, placement in enumerate(dict.fromkeys(key[0] for key in times_s))}
+        own_s, work = self.cpu_s[self.work[list(rows)]], self.work.copy()
+        work[list(rows)] = len(self.cpu_s) + np.arange(len(rows))
+        for (placement, threads, column), time_s in times_s.items():
+            every = slice(None) if threads is None else threads
+            own_s[rows[placement], every, column] = time_s - self.gpus_s[placement, column]
+        return replace(self, cpu_s=np.concatenate([self.cpu_s, own_s]), work=work)
 
     def within(self, limit_s: float | None) -> NDArray[np.int64]:
         """With how many of the thread counts the time is within a limit, shape (P, X)."""

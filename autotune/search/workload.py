@@ -7,7 +7,7 @@ import math
 from autotune.bench.plan import LARGEST_CHUNK
 from autotune.errors import UsageError
 from autotune.records import Model, Workload
-from autotune.records.result import WorkloadName
+from autotune.records.configuration import WorkloadName
 
 PROMPT_TOKENS = 512
 OUTPUT_TOKENS = 256

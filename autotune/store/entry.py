@@ -33,7 +33,7 @@ MAX_BYTES = 64 * 2**20
 """Largest entry that is read or written. Real ones, raw samples included, stay below 2 MiB."""
 
 WORKLOADS = ("chat", "server", "offline")
-"""The names in `autotune.records.result.WorkloadName`, without importing msgspec."""
+"""The names in `autotune.records.configuration.WorkloadName`, without importing msgspec."""
 
 _HEAD = b'{"format":"bitnet-autotune-result","schema_version":'
 _CHECKSUM = b'"checksum":"sha256:'

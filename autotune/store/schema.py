@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from autotune.records.base import Record
-from autotune.records.result import DeviceConfig, Result, WorkloadName
+from autotune.records.configuration import DeviceConfig, WorkloadName
+from autotune.records.result import Result
 from autotune.store.entry import SCHEMA_VERSION, BadEntry, Entry
 
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]

@@ -14,7 +14,7 @@ from pathlib import Path
 from autotune.errors import AutotuneError, ResultNotFoundError
 from autotune.model.source import PRESETS
 from autotune.options import Options
-from autotune.pipeline import replay
+from autotune.recorded import replay
 from autotune.records import Result, SplitFigures
 from autotune.store import recording
 from autotune.store.entry import WORKLOADS

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/gpu.py --out FOLDER
 
-1. that every GPU kernel equals the oracle, on the GPU itself;
+1. that every GPU kernel equals the oracle, and the engine's stage a plain model, on the GPU itself;
 2. the kernel table: `python -m ternary_kernels.bench.gpu`, for 2B-4T and Llama3-8B;
 3. a full `python -m autotune` for both models, with the curve over GPU layers;
 4. the host as a recording, and whether its replay decides the same as each tune did.
@@ -65,8 +65,9 @@ def main() -> int:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
     runner = Runner(out)
     # Not -x: what else fails is worth as much. Warnings of a library on a GPU never seen before say nothing of kernels.
-    words = "-q", "--maxfail=25", "--durations=10", "-W", "default", "-p", "no:cacheprovider", "tests/kernels/cuda"
-    runner.run("kernels_exact", "pytest", *words, limit_s=_TESTS_LIMIT_S)
+    words = "-q", "--maxfail=25", "--durations=10", "-W", "default", "-p", "no:cacheprovider"
+    folders = "tests/kernels/cuda", "tests/engine/test_gpu_stage.py"
+    runner.run("kernels_exact", "pytest", *words, *folders, limit_s=_TESTS_LIMIT_S)
     for model in MODELS:
         table = out / f"kernels_{model}.json"
         runner.run(

@@ -15,7 +15,7 @@ def tuned(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A folder in which the small model was tuned from cold, and what that run printed."""
     shop = Shop(tmp_path_factory.mktemp("tuned"))
     shop.write("small.json", SMALL)
-    return shop.folder, shop.run("small.json", "--budget", "4", "--json")
+    return shop.folder, shop.run("small.json", "--budget", "4", "--no-confirm", "--json")
 
 
 @pytest.fixture

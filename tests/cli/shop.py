@@ -39,7 +39,7 @@ HUGE = {
     "num_attention_heads": 512,
     "num_key_value_heads": 512,
 }
-BUDGET = ("--budget", "2.5")
+BUDGET = ("--budget", "2.5", "--no-confirm")
 HEAVY = {"numpy", "torch", "optuna", "pandas", "msgspec", "gguf", "psutil", "rich", "archspec", "pynvml", "filelock"}
 
 

@@ -67,7 +67,7 @@ def test_the_document_is_saved_as_it_is_printed(tuned: tuple[Path, Answer]) -> N
 def test_the_same_command_again_answers_from_the_cache(shop: Shop, tuned: tuple[Path, Answer]) -> None:
     """Byte for byte, without a word, and without touching the cache."""
     before = shop.state()
-    assert shop.run("small.json", "--budget", "4", "--json") == Answer(0, tuned[1].out, "")
+    assert shop.run("small.json", "--budget", "4", "--no-confirm", "--json") == Answer(0, tuned[1].out, "")
     assert shop.state() == before
 
 
@@ -93,7 +93,7 @@ def test_the_command_and_the_order_of_options_do_not_matter(
     arguments: tuple[str, ...], shop: Shop, tuned: tuple[Path, Answer]
 ) -> None:
     """`tune` may be left out; a result measured for longer answers a shorter wish."""
-    shop_answer = shop.run(*arguments, "--budget", "1")
+    shop_answer = shop.run(*arguments, "--budget", "1", "--no-confirm")
     assert shop_answer == Answer(0, tuned[1].out, "")
 
 
@@ -108,7 +108,7 @@ def test_force_measures_again(shop: Shop, tuned: tuple[Path, Answer]) -> None:
 
 def test_a_longer_budget_measures_again(shop: Shop, tuned: tuple[Path, Answer]) -> None:
     """Who allows more time wants better measurements."""
-    answer = shop.run("small.json", "--budget", "4.2", "--json")
+    answer = shop.run("small.json", "--budget", "4.2", "--no-confirm", "--json")
     assert answer.code == 0
     assert answer.result.campaign.budget_s == 4.2
     assert answer.result.campaign.outcomes != tuned[1].result.campaign.outcomes
@@ -336,7 +336,7 @@ def modules_after(shop: Shop, script: str) -> set[str]:
 
 def test_a_cached_document_imports_nothing_heavy(shop: Shop) -> None:
     """No numpy, no Optuna, not even what decodes records."""
-    for arguments in (["small.json", "--json", "--budget", "1"], ["show", "small.json", "--json"]):
+    for arguments in (["small.json", "--json", "--budget", "1", "--no-confirm"], ["show", "small.json", "--json"]):
         modules = modules_after(shop, f"from autotune.cli import main; assert main({arguments}) == 0")
         assert "autotune" in modules
         assert not modules & (HEAVY | {"dataclasses", "pathlib"})

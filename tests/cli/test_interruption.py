@@ -39,7 +39,9 @@ def is_gone(process: psutil.Process) -> bool:
 @contextlib.contextmanager
 def tuning(shop: Shop, *, budget: str = "30") -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
     """A tune that is under way in a session of its own, and its worker."""
-    with shop.start("small.json", "--force", "--budget", budget, "--json", start_new_session=True) as process:
+    with shop.start(
+        "small.json", "--force", "--budget", budget, "--no-confirm", "--json", start_new_session=True
+    ) as process:
         try:
             wait_until(lambda: children(process), "the start of the worker")
             yield process, children(process)

@@ -46,7 +46,12 @@ def test_a_result_goes_to_the_next_folder_if_the_first_is_not_writable(shop: Sho
 
 def test_a_reader_that_goes_away_leaves_no_traceback(shop: Shop) -> None:
     """As `| head -c 1` does, for documents, for plain lines and for help."""
-    for arguments in (("small.json", "--json", "--budget", "1"), ("schema",), ("cache", "path"), ("--help",)):
+    for arguments in (
+        ("small.json", "--json", "--budget", "1", "--no-confirm"),
+        ("schema",),
+        ("cache", "path"),
+        ("--help",),
+    ):
         reader, writer = os.pipe()
         os.close(reader)
         with os.fdopen(writer, "wb") as pipe:
@@ -56,7 +61,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback(shop: Shop) -> None:
 
 def test_a_pipe_to_head_works(shop: Shop) -> None:
     """The reader gets what it wants; nobody complains."""
-    with shop.start("small.json", "--json", "--budget", "1") as process:
+    with shop.start("small.json", "--json", "--budget", "1", "--no-confirm") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(1) == b"{"
@@ -67,7 +72,7 @@ def test_a_pipe_to_head_works(shop: Shop) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
 def test_a_full_disk_is_told(shop: Shop) -> None:
     """A document that wasn't written is no success."""
-    for arguments in (("small.json", "--json", "--budget", "1"), ("cache", "path"), ("--version",)):
+    for arguments in (("small.json", "--json", "--budget", "1", "--no-confirm"), ("cache", "path"), ("--version",)):
         with Path("/dev/full").open("wb") as full:
             answer = shop.run(*arguments, stdout=full)
         assert_one_sentence(answer, 1)
@@ -78,7 +83,7 @@ def test_a_full_disk_is_told(shop: Shop) -> None:
 def test_closed_streams_are_no_reason_to_stop(redirection: str, shop: Shop) -> None:
     """As some job schedulers start programs; what has no stream of its own goes nowhere."""
     printed = shop.entries()[0].read_bytes() if redirection == "2>&-" else b""
-    command = [sys.executable, "-m", "autotune", "small.json", "--budget", "1"]
+    command = [sys.executable, "-m", "autotune", "small.json", "--budget", "1", "--no-confirm"]
     for options, expected in (([], b""), (["--json"], printed), (["--max-batch", "2"], b"")):
         done = subprocess.run(
             ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *command, *options],

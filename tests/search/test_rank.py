@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.errors import ConstraintError, MemoryLimitError
-from autotune.search.contest import TIE
+from autotune.search.contest import TIE, Contest
 from autotune.search.evaluate import build_evaluator
 from autotune.search.rank import rank
 from autotune.search.space import Point
@@ -281,3 +281,12 @@ def test_a_space_of_ten_to_the_eighth_points_is_ranked_exactly(make_model, make_
     random = np.random.default_rng(0)
     sample = evaluator.at(Point(*(random.integers(0, length, 10**5) for length in evaluator.space.shape)))
     assert sample.tokens_per_s[sample.excess_bytes <= 0].max() <= best * (1 + TIE)
+
+
+def test_a_wider_tie_goes_to_fewer_threads(evaluator_for, make_costs):
+    """Each thread beyond two is worth little: within a tenth the best does with two of eight."""
+    evaluator = evaluator_for(costs=make_costs(threads=(1, 2, 4, 8), saturates_at=2.1))
+    threads = [
+        evaluator.space.threads[Contest(evaluator, None, tie=tie).best().decode_threads] for tie in (TIE, 0.1, 2.0)
+    ]
+    assert threads == [4, 2, 1]

@@ -2,8 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from autotune.records import Configuration
+from autotune.records import Configuration, part_of
 from autotune.search.space import MAX_PLACEMENTS, Point, build_space
 from autotune.search.workload import make_workload
 
@@ -144,3 +145,20 @@ def test_a_configuration_outside_the_space_is_refused(space_of, change):
     assert space.configuration(space.point(Configuration(**fields))) == Configuration(**fields)
     with pytest.raises(ValueError, match=r"expected a point of the search space, .* got Configuration"):
         space.point(Configuration(**(fields | change)))
+
+
+def test_a_part_lies_where_the_configurations_that_have_it_do(make_model, make_costs):
+    """On a GPU alone threads are of no consequence; what isn't a choice lies nowhere."""
+    model = make_model(2)
+    costs = make_costs(2, devices=("cpu", "cuda:0"), threads=(1, 2))
+    workload = make_workload("server", model)
+    space = build_space(costs, workload, {"cpu": 2**30, "cuda:0": 2**30})
+    for point in map(Point._make, itertools.product(*map(range, space.shape))):
+        configuration = space.configuration(point)
+        decode, prefill = (part_of(configuration, workload, phase) for phase in ("decode", "prefill"))
+        on_cpu = bool(space.works[point.placement, 0])
+        assert space.place(decode) == (point.placement, point.decode_threads if on_cpu else None, point.batch)
+        assert space.place(prefill) == (point.placement, point.prefill_threads if on_cpu else None, point.chunk)
+        assert space.plain(point) == (point if on_cpu else point._replace(decode_threads=0, prefill_threads=0))
+    for other in ({"threads": 3}, {"size": 999}, {"head_device": "cuda:1"}, {"device_layers": (("cuda:7", 2),)}):
+        assert space.place(replace(decode, **other)) is None

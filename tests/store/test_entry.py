@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from autotune.records.result import WorkloadName
+from autotune.records.configuration import WorkloadName
 from autotune.store.entry import SCHEMA_VERSION, WORKLOADS, BadEntry, Key, encode, parse
 from tests.builders import HOST_FINGERPRINT, MODEL_DIGEST
 
