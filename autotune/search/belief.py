@@ -153,6 +153,12 @@ class Belief:
         kept = self.hoped.feasible(self.hoped.at(sooner), self.max_tpot_s)
         return sooner if kept and beats(self.bound(sooner), incumbent.costs, self._noise) else None
 
+    def surpassed(self, standing: Standing) -> bool:
+        """Whether something that was not run to its end is better beyond the noise, however badly it may turn out."""
+        feared = self._evaluator(self._sigmas)
+        best = Contest(feared, self.max_tpot_s).best()
+        return best is not None and beats(tuple(map(float, feared.at(best).costs)), standing.costs, self._noise)
+
     def plainest(self) -> Point | None:
         """Of those expected to be the best within the noise, the one with the fewest devices, threads, bytes."""
         return Contest(self.expected, self.max_tpot_s, tie=self._noise).best()
@@ -177,8 +183,8 @@ class Belief:
         for run in self._runs.all():
             place = self._place(run.part)
             if place is not None:
-                lower = sigmas < 0 and not self.settled(run.part)
-                known[run.part.phase][place] = run.median_s * (1 - min(self._runs.margin(run), 0.5) * lower)
+                margin = 0.0 if self.settled(run.part) else min(self._runs.margin(run), 0.5)
+                known[run.part.phase][place] = run.median_s * (1 + float(np.sign(sigmas)) * margin)
         for phase, places in self._barred.items():
             known[phase] |= dict.fromkeys(places, BARRED_S)
         return dataclasses.replace(

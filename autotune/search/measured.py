@@ -31,7 +31,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         confirmation: What was run, and how it ended.
-        winner: The answer; None where nothing that keeps the limits was run to its end.
+        winner: The answer; None where nothing that keeps the limits was run to its end, or where there was time only
+            for what is clearly not the best: then the corrected predictions say more.
         cost_model: Corrected by all runs.
     """
 
@@ -125,10 +126,13 @@ def search(
                     break
             standings = trials.standings()
             winner = choose(standings, belief, default, noise=noise)
+            proof = None if winner is None else trials.standing(winner)
+            if stopped == "budget" and proof is not None and belief.surpassed(proof):
+                winner = None
             overhead_share = None if winner is None else engine.overhead_share(winner, workload)
             memory_used = engine.memory_used()
     of_default = trials.standing(default)
-    chosen = None if winner is None else trials.standing(winner)
+    chosen = None if winner is None else proof
     rest = [standing.configuration for standing in standings if standing.configuration != winner]
     return Outcome(
         Confirmation(

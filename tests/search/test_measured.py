@@ -452,3 +452,16 @@ def test_a_search_needs_no_optuna_until_it_searches():
     """A re-computed result imports the search's types, and is to be quick."""
     code = "import sys, autotune.search.measured; assert not {'optuna', 'sqlalchemy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_time_only_for_what_is_clearly_not_the_best_leaves_the_corrected_predictions():
+    """One prompt of the predicted best takes eight times as long as predicted, and then the time is up."""
+    problem = Problem(workload=offline())
+
+    def bias(part):
+        return 8.0 if part.phase == "prefill" and (part.threads, part.size) == (6, 256) else 1.0
+
+    outcome, _, _ = run(problem, bias=bias, budget_s=8.0)
+    (trial,) = outcome.confirmation.trials
+    assert (trial.state, outcome.confirmation.stopped) == ("complete", "budget")
+    assert (outcome.winner, outcome.confirmation.chosen) == (None, None)
