@@ -25,6 +25,10 @@ from autotune.search.variants import format_of
 from autotune.search.wording import compared
 from autotune.search.workload import batch_grid, chunk_grid
 
+_LARGEST_NOISE = 0.03
+"""Relative; runs that differ by more are told apart on a host of any noise: by their own samples, of which more are
+taken then."""
+
 
 def confirm(
     evidence: Evidence,
@@ -65,7 +69,7 @@ def confirm(
             threads=thread_counts(host, cost_model),
             batches=batch_grid(workload.max_batch),
             chunks=chunk_grid(workload.prompt_tokens),
-            noise=noise_of(campaign),
+            noise=min(noise_of(campaign), _LARGEST_NOISE),
             budget_s=budget_s,
             known=earlier,
             storage=storage,
@@ -81,8 +85,7 @@ def confirm(
     study = predicted.decision.search.study
     warnings = result.warnings
     if proven is None:
-        reason = outcome.confirmation.failures[0].message if outcome.confirmation.failures else "no reason is known"
-        warnings = (*warnings, f"no configuration could be run, so all is predicted: {reason}")
+        warnings = (*warnings, f"nothing that was run could be chosen, so all is predicted: {_obstacle(outcome)}")
     decision = replace(result.decision, search=replace(result.decision.search, study=study))
     return replace(result, decision=decision, warnings=warnings)
 
@@ -104,6 +107,17 @@ def kernels_for(campaign: Campaign, model: Model) -> Callable[[Configuration], K
         )
         backends[device] = won.most_common(1)[0][0]
     return lambda configuration: Kernels(fastest_kernels(campaign, model, configuration), backends)
+
+
+def _obstacle(outcome: Outcome) -> str:
+    """Why no configuration that was run is the answer."""
+    confirmation = outcome.confirmation
+    if confirmation.stopped == "failed" and confirmation.failures:
+        return confirmation.failures[0].message
+    if confirmation.stopped == "budget":
+        return "the time was up before the best could be run to its end; --budget allows more"
+    reasons = [trial.reason for trial in confirmation.trials if trial.reason is not None]
+    return reasons[0] if reasons else "none keeps the limits as measured"
 
 
 def _identity(predicted: Result) -> str:

@@ -202,7 +202,7 @@ class Forward:
             ("qkv", "q", "k", "v"),
             lambda quantized: ops.norm(stream, weight, residual, quantized=quantized),
         )
-        parts = outputs[0].split(self._widths, dim=1) if len(outputs) == 1 else outputs
+        parts = torch.split(outputs[0], self._widths, dim=1) if len(outputs) == 1 else outputs
         query, key, value = (part.view(step.rows, -1, self._model.attention.head_dim) for part in parts)
         mine = slice(step.slot, step.slot + step.sequences)
         slots = [self._slots(cache[mine]) for cache in (keys, values)]
