@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 
 from autotune import __version__
-from autotune.options import DEFAULT_BUDGET_S, GPU_BUDGET_S, QUICK_BUDGET_S, RECORDED_MODEL, RUN_BUDGET_S
+from autotune.options import (
+    DEFAULT_BUDGET_S,
+    GPU_BUDGET_S,
+    QUICK_BUDGET_S,
+    RECORD_BUDGET_S,
+    RECORDED_MODEL,
+    RUN_BUDGET_S,
+)
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS = ("tune", "show", "retune", "explain", "verify", "model", "host", "schema", "cache")
-_DEFAULT = f"default {DEFAULT_BUDGET_S:g}, and {GPU_BUDGET_S:g} more with a GPU"
 _EPILOG = """\
 exit codes:
   0  done                                  6  the time budget is too small
@@ -122,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         "--budget",
         type=_number,
         metavar="SECONDS",
-        help=f"with --record: time per model ({_DEFAULT})",
+        help=f"with --record: time per model (default {RECORD_BUDGET_S:g}, and {GPU_BUDGET_S:g} more with a GPU)",
     )
     host.add_argument("--quiet", action="store_true", help="with --record: show no progress")
     _add_json(host)

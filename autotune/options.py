@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 from autotune.errors import BudgetError, UsageError
 
-DEFAULT_BUDGET_S = 24.0
+DEFAULT_BUDGET_S = 16.0
+"""For timing kernels; on a quiet host a third of it is enough."""
 QUICK_BUDGET_S = 7.5
 GPU_BUDGET_S = 20.0
 """What a GPU adds to the default budget: starting torch on it and compiling its kernels take most of that."""
 RUN_BUDGET_S = 20.0
 """For running configurations, after the benchmark."""
+RECORD_BUDGET_S = 24.0
+"""For timing all that could be asked for, to record a host; a GPU adds to it as well."""
 
 RECORDED_MODEL = "bitnet-b1.58-2B-4T"
 """The model that a host is recorded with unless a user names others."""

@@ -17,7 +17,7 @@ from autotune.errors import ResultNotFoundError, UsageError
 from autotune.evidence import Evidence, gather, plans, workload_of
 from autotune.host.detect import detect
 from autotune.host.kernels import find_kernels
-from autotune.options import Options, split_budget
+from autotune.options import GPU_BUDGET_S, RECORD_BUDGET_S, Options, split_budget
 from autotune.records import Campaign, Host, Model, Result, Workload
 from autotune.room import check_fits
 from autotune.search.study import TRIALS
@@ -43,7 +43,8 @@ def record(models: Sequence[str], *, budget_s: float | None, progress: Progress 
     for model in models:  # before the first one is timed
         variants = read_variants(model, options.format, find_kernels(host))
         check_fits(variants, workload_of(options, variants[0], host), host)
-    budget = split_budget(budget_s, confirm=False, gpu=bool(host.gpus.usable))
+    usual_s = RECORD_BUDGET_S + (GPU_BUDGET_S if host.gpus.usable else 0.0)
+    budget = split_budget(usual_s if budget_s is None else budget_s, confirm=False)
     found = [
         gather(model, options, budget_s=budget.benchmark_s, quick=False, whole=True, progress=progress)
         for model in models

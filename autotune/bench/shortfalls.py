@@ -9,7 +9,7 @@ from autotune.bench.plan import Task, describe, describe_first_missing
 from autotune.bench.rivals import GPU_REFERENCE, REFERENCE
 from autotune.errors import BenchmarkError, BudgetError
 from autotune.model.sites import on_gpu
-from autotune.options import DEFAULT_BUDGET_S
+from autotune.options import DEFAULT_BUDGET_S, RUN_BUDGET_S
 from autotune.records import Campaign, Failure, GpuRun, Layer, Measurement, Model
 from ternary_kernels.formats import get_format
 
@@ -43,9 +43,10 @@ def check_complete(campaign: Campaign, tasks: Sequence[Task]) -> None:
         raise BenchmarkError(
             f"{missing} could not be timed, and without it nothing can be decided: {failures[0].message}"
         )
-    longer_s = max(DEFAULT_BUDGET_S, 2 * campaign.budget_s)
+    # About half of a budget is for kernels, where configurations are run as well.
+    longer_s = max(DEFAULT_BUDGET_S + RUN_BUDGET_S, 4 * campaign.budget_s)
     raise BudgetError(
-        f"a budget of {campaign.budget_s:g} s is too small: it ended before {missing} was timed; "
+        f"a budget of {campaign.budget_s:.3g} s is too small: it ended before {missing} was timed; "
         f"try --budget {longer_s:g}"
     )
 
