@@ -69,6 +69,9 @@ def _tune(args: argparse.Namespace) -> int:
     from autotune.loader import find_answer, load_result
 
     options = _options(args)
+    if args.storage is not None and not options.confirm:
+        option = "--quick" if args.quick else "--no-confirm"
+        raise errors.UsageError(f"--storage keeps what is run, and {option} runs nothing: leave one of them out")
     budget = split_budget(args.budget, quick=args.quick, confirm=options.confirm)
     least_s = counted_budget_s(budget.benchmark_s, quick=args.quick)
     entry = None if args.force else find_answer(args.model, options, least_s)

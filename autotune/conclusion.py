@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
+from msgspec.structs import replace
+
 from autotune.bench.shortfalls import shortfalls
 from autotune.costmodel.kernels import fastest_kernels
 from autotune.evidence import Evidence, alternatives
@@ -15,11 +17,13 @@ from autotune.host.tier import Speed, classify
 from autotune.records import (
     Campaign,
     Candidate,
+    Confirmation,
     CostModelReport,
     DeviceConfig,
     Host,
     Hybrid,
     HybridSplit,
+    Model,
     Result,
     Tier,
     Workload,
@@ -27,6 +31,7 @@ from autotune.records import (
 from autotune.room import gpu_bytes, room_on
 from autotune.search.baselines import fallback
 from autotune.search.decide import Proven, decide
+from autotune.search.variants import format_of
 
 _UNKNOWN_NOISE = 0.05
 """Relative noise assumed where no point was sampled often enough to tell."""
@@ -55,7 +60,7 @@ def conclude(
         MemoryLimitError: No configuration fits the memory.
         ConstraintError: None keeps the workload's limits.
     """
-    models, host, campaign, cost_model, reports, confirmation = evidence
+    models, host, campaign, cost_model, reports, _, _ = evidence
     chosen, decision = decide(
         alternatives(evidence, workload),
         workload,
@@ -87,8 +92,20 @@ def conclude(
         kernels=fastest_kernels(campaign, model, configuration),
         alternatives=tuple(other for other in models if other is not model),
         gpu_cost_models=reports[1:],
-        confirmation=confirmation,
+        confirmation=_of_choice(evidence, model, proven),
     )
+
+
+def _of_choice(evidence: Evidence, model: Model, proven: Proven | None) -> Confirmation | None:
+    """What was run, as it is kept beside a choice.
+
+    Runs are of the model that they are kept with, so those in another format than the chosen one are not. Where the
+    choice doesn't follow from them, they say nothing of what was chosen.
+    """
+    confirmation = evidence.confirmation
+    if confirmation is None or evidence.run_format != format_of(model):
+        return None
+    return confirmation if proven is not None else replace(confirmation, chosen=None, overhead_share=None)
 
 
 def tier_of(host: Host, campaign: Campaign, reports: Sequence[CostModelReport]) -> Tier:

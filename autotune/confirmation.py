@@ -16,7 +16,8 @@ from autotune.engine.reference import ReferenceEngine
 from autotune.engine.stages import Kernels
 from autotune.errors import BenchmarkError
 from autotune.evidence import Evidence, thread_counts
-from autotune.records import Campaign, Configuration, Confirmation, Measured, Model, Result, Workload
+from autotune.model import memory
+from autotune.records import Campaign, Configuration, Confirmation, Host, Measured, Model, Result, Workload
 from autotune.room import room_on
 from autotune.search.baselines import fallback
 from autotune.search.decide import Proven
@@ -56,7 +57,8 @@ def confirm(
     """
     model, workload = predicted.model, predicted.workload
     cost_model, campaign, host = evidence.cost_model, evidence.campaign, evidence.host
-    earlier = () if evidence.confirmation is None else evidence.confirmation.runs
+    same = evidence.confirmation is not None and evidence.run_format == format_of(model)
+    earlier = evidence.confirmation.runs if evidence.confirmation is not None and same else ()
     try:
         outcome = search(
             open_engine(evidence, model),
@@ -79,8 +81,10 @@ def confirm(
         )
     except BenchmarkError as error:
         return replace(predicted, warnings=(*predicted.warnings, f"nothing was run, so all is predicted: {error}"))
-    proven = _proven(outcome, format_of(model), workload)
-    evidence = evidence._replace(cost_model=outcome.cost_model, confirmation=outcome.confirmation)
+    proven = None if outcome.winner is None else _proven(outcome.confirmation, outcome.winner, model, workload)
+    evidence = evidence._replace(
+        cost_model=outcome.cost_model, confirmation=outcome.confirmation, run_format=format_of(model)
+    )
     result = conclude(evidence, workload, started=started, trials=None, proven=proven)
     study = predicted.decision.search.study
     warnings = result.warnings
@@ -121,23 +125,39 @@ def _obstacle(outcome: Outcome) -> str:
 
 
 def _identity(predicted: Result) -> str:
-    """What must be the same for a search to go on where another one was stopped: host, software, model and wish."""
+    """What must be the same for a search to go on where another one was stopped: host, software, model and wish.
+
+    And the benchmark: after a new one, what was run before is no longer of the same time.
+    """
     model, workload = predicted.model, predicted.workload
-    wish = msgspec.json.encode((model.source_digest, format_of(model), workload, predicted.campaign.kernel))
+    wish = msgspec.json.encode((model.source_digest, format_of(model), workload, predicted.campaign))
     digest = hashlib.sha256(wish + predicted.host.fingerprint.full.encode()).hexdigest()[:16]
     return f"{model.name} {workload.name} {digest}"
 
 
-def _proven(outcome: Outcome, weight_format: str, workload: Workload) -> Proven | None:
-    """The search's winner and why; None where nothing could be run."""
-    confirmation = outcome.confirmation
-    if outcome.winner is None or confirmation.chosen is None:
+def proven_before(saved: Result, host: Host) -> Proven | None:
+    """What running configurations found for a saved result.
+
+    None where it is a prediction, or where what was found doesn't fit the memory that ``host`` has now.
+    """
+    confirmation, winner = saved.confirmation, saved.decision.chosen.configuration
+    if confirmation is None or not saved.confirmed:
+        return None
+    room = room_on(host, saved.campaign, tuple(timed_devices(saved.campaign)))
+    uses = memory.plan(saved.model, winner, saved.workload.context_tokens, room)
+    fits = all(use.total_bytes <= use.available_bytes for use in uses)
+    return _proven(confirmation, winner, saved.model, saved.workload) if fits else None
+
+
+def _proven(confirmation: Confirmation, winner: Configuration, model: Model, workload: Workload) -> Proven | None:
+    """A search's winner and why; None where it was not run to its end."""
+    if confirmation.chosen is None:
         return None
     chosen, default = confirmation.chosen, confirmation.default
     speedup = None if default is None else _cost_s(default, workload) / _cost_s(chosen, workload)
     return Proven(
-        format=weight_format,
-        winner=outcome.winner,
+        format=format_of(model),
+        winner=winner,
         runner_up=confirmation.runner_up,
         verdict=_verdict(confirmation, workload),
         speedup=speedup,

@@ -40,6 +40,7 @@ class Evidence(NamedTuple):
         cost_model: Fitted to that, and corrected by what was run.
         reports: On the fit, the CPU's first, then one per kind of GPU.
         confirmation: What was run, which corrects the cost model; None: nothing was.
+        run_format: The weight format that it was run in; None: nothing was.
     """
 
     models: tuple[Model, ...]
@@ -48,6 +49,7 @@ class Evidence(NamedTuple):
     cost_model: CostModel
     reports: tuple[CostModelReport, ...]
     confirmation: Confirmation | None = None
+    run_format: str | None = None
 
 
 def gather(
@@ -108,7 +110,8 @@ def recall(saved: Result, host: Host) -> Evidence:
     forms = {report.device: report.roofline for report in reports}
     runs = () if saved.confirmation is None else saved.confirmation.runs
     cost_model = CostModel(saved.campaign, forms, runs, saved.model)
-    return Evidence(models_of(saved), host, saved.campaign, cost_model, reports, saved.confirmation)
+    run_format = None if saved.confirmation is None else format_of(saved.model)
+    return Evidence(models_of(saved), host, saved.campaign, cost_model, reports, saved.confirmation, run_format)
 
 
 def alternatives(evidence: Evidence, workload: Workload) -> list[Alternative]:

@@ -14,7 +14,7 @@ from autotune.bench.gpu_plan import gpu_ceilings
 from autotune.bench.plan import ceilings
 from autotune.bench.rivals import choose_kernels
 from autotune.conclusion import conclude, tier_of
-from autotune.confirmation import confirm
+from autotune.confirmation import confirm, proven_before
 from autotune.costmodel.heldout import fit
 from autotune.errors import ConstraintError, ResultNotFoundError, StoreError
 from autotune.evidence import Evidence, covers, gather, models_of, recall, workload_of
@@ -111,21 +111,29 @@ def obtain(
     started = time.monotonic()
     host = detect()
     budget = split_budget(budget_s, quick=quick, confirm=options.confirm, gpu=bool(host.gpus.usable))
+    if storage is not None:
+        from autotune.search.storage import check  # light: this module's other users load no Optuna
+
+        check(storage)
     evidence = None if force else _recalled(model, options, host, budget, quick=quick)
-    trials = TRIALS if evidence is None else None
+    measured = evidence is None
     if evidence is None:
         evidence = gather(model, options, budget_s=budget.benchmark_s, quick=quick, progress=progress)
-    workload = workload_of(options, evidence.models[0], evidence.host)
+    workload, trials = workload_of(options, evidence.models[0], evidence.host), TRIALS if measured else None
     try:
         predicted = conclude(evidence, workload, started=started, trials=trials)
     except ConstraintError as error:
-        unlimited = without_runs(options)._replace(max_tpot_ms=None, max_ttft_ms=None)
-        workload = workload_of(unlimited, evidence.models[0], evidence.host)
-        _keep(conclude(evidence, workload, started=started, trials=trials), unlimited)
-        raise ConstraintError(f"{error}; what was measured is saved, so another limit is answered at once") from None
+        if measured:  # else it is saved, perhaps with a better answer
+            unlimited = without_runs(options)._replace(max_tpot_ms=None, max_ttft_ms=None)
+            workload = workload_of(unlimited, evidence.models[0], evidence.host)
+            _keep(conclude(evidence, workload, started=started, trials=trials), unlimited)
+        raise ConstraintError(
+            f"{error}; what was measured is saved: `autotune retune` answers another limit at once"
+        ) from None
     if not options.confirm:
         return predicted
-    _keep(predicted, without_runs(options))
+    if measured and not _is_proven(model, options):
+        _keep(predicted, without_runs(options))
     return confirm(evidence, predicted, budget_s=budget.runs_s, started=started, storage=storage, running=running)
 
 
@@ -166,7 +174,7 @@ def measure(
 def retune(model: str | os.PathLike[str], options: Options | None = None) -> Result:
     """Choose again from saved measurements: exact ranking only, no benchmark, no runs, no Optuna.
 
-    What was run for the saved result still corrects the predictions.
+    What was run for the saved result still corrects the predictions; for the same workload, what it found stays.
 
     Args:
         model: As for ``tune``; this host must have a result for it, of whatever workload.
@@ -203,7 +211,8 @@ def conclude_again(saved: Result, workload: Workload, host: Host, *, started: fl
         MemoryLimitError, ConstraintError: As for ``tune``.
     """
     started = time.monotonic() if started is None else started
-    return conclude(recall(saved, host), workload, started=started, trials=None)
+    proven = proven_before(saved, host) if workload == saved.workload else None
+    return conclude(recall(saved, host), workload, started=started, trials=None, proven=proven)
 
 
 def request(options: Options, result: Result) -> dict[str, object]:
@@ -229,6 +238,12 @@ def measure_tier(host: Host) -> Tier:
     campaign = bench.run(None, host, ceilings(host, kernels), gpus=gpus, budget_s=budget_s)
     _, reports = fit(campaign)
     return tier_of(host, campaign, reports)
+
+
+def _is_proven(model: str | os.PathLike[str], options: Options) -> bool:
+    """Whether what is saved was run: it stays until what takes its place was run as well."""
+    saved = load_result(model, options.workload, options.format)
+    return saved is not None and saved.confirmed
 
 
 def _keep(predicted: Result, options: Options) -> None:

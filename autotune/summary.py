@@ -61,10 +61,11 @@ def summarize(result: Result, saved_in: str | None) -> Lines:
         ("  memory", _memory(decision.chosen)),
     ]
     if decision.default is not None:
+        default_run, speedup = None if run is None else run.default, _speedup(decision.speedup_over_default)
         lines += [
             ("fallback", configuration(decision.default)),
-            ("  predicted", f"{figures(decision.default)}{_speedup(decision.speedup_over_default)}"),
-            *_measured(None if run is None else run.default),
+            ("  predicted", f"{figures(decision.default)}{speedup if default_run is None else ''}"),
+            *_measured(default_run, speedup),
         ]
     if decision.runner_up is not None:
         lines.append(("runner-up", f"{configuration(decision.runner_up)}: {figures(decision.runner_up)}"))
@@ -150,12 +151,12 @@ def figures(candidate: Candidate) -> str:
     return f"{three_digits(predicted.tokens_per_s)} tokens/s, {times}"
 
 
-def _measured(found: Measured | None) -> Lines:
+def _measured(found: Measured | None, speedup: str = "") -> Lines:
     if found is None:
         return []
     interval = "" if found.relative_interval is None else f" ±{found.relative_interval:.1%}"
     times = f"TPOT {_duration(found.tpot_s)}, TTFT {_duration(found.ttft_s)}"
-    return [("  measured", f"{three_digits(found.tokens_per_s)} tokens/s{interval}, {times}")]
+    return [("  measured", f"{three_digits(found.tokens_per_s)} tokens/s{interval}, {times}{speedup}")]
 
 
 def runs(result: Result) -> Lines:
@@ -166,7 +167,7 @@ def runs(result: Result) -> Lines:
     states = Counter(trial.state for trial in found.trials)
     told = ", ".join(f"{count} {state}" for state, count in states.items())
     what = f"{_count(len(found.trials), 'configuration')} ({told}) on the {found.engine} in {found.spent_s:.1f} s"
-    if not result.confirmed:
+    if found.workload != result.workload:
         what += f", for another workload ({found.workload.name})"
     ends = {"decided": "nothing else could win", "budget": "the time was up", "failed": "none could be run"}
     lines = [("run", f"{what}; {ends[found.stopped]}")]
@@ -177,7 +178,9 @@ def runs(result: Result) -> Lines:
             ("run", f"{_count(found.reused_layers, 'layer')} had another one's weights: not all fit the memory")
         )
     for report in found.corrections:
-        after = "" if report.median_error_after is None else f", {report.median_error_after:.1%} from each other"
+        after = ""
+        if report.median_error_after is not None:
+            after = f", {report.median_error_after:.1%} when each is predicted from the others"
         lines.append(
             (
                 "corrected",

@@ -11,12 +11,15 @@ import pytest
 from msgspec.structs import replace
 
 from autotune import confirmation, loader, pipeline
+from autotune.conclusion import conclude
 from autotune.errors import BenchmarkError, StoreError, UsageError
 from autotune.evidence import recall
 from autotune.options import Options
 from autotune.records import PartRun, Result, RunFailure, part_of
+from autotune.room import room_on
 from autotune.search.measured import Outcome
 from autotune.store import cache, paths
+from autotune.summary import summarize
 from tests.cli.shop import SMALL
 
 BUDGET_S = 8.0
@@ -86,8 +89,9 @@ def test_predictions_of_what_was_run_are_what_was_measured(confirmed: Result) ->
     assert found is not None
     assert found.chosen is not None
     predicted = confirmed.decision.chosen.predicted
-    assert predicted.tpot_s == pytest.approx(found.chosen.tpot_s, rel=0.1)
-    assert predicted.ttft_s == pytest.approx(found.chosen.ttft_s, rel=0.1)
+    # Few noisy samples of a tiny model move a prediction most of the way.
+    assert predicted.tpot_s == pytest.approx(found.chosen.tpot_s, rel=0.4)
+    assert predicted.ttft_s == pytest.approx(found.chosen.ttft_s, rel=0.4)
     evidence = recall(confirmed, confirmed.host)
     assert evidence.cost_model.corrections() == found.corrections
 
@@ -101,6 +105,12 @@ def test_the_reasons_begin_with_what_was_run(confirmed: Result) -> None:
     assert "run to the end" in confirmed.decision.reasons[0]
     speedup = found.chosen.tokens_per_s / found.default.tokens_per_s
     assert confirmed.decision.speedup_over_default == pytest.approx(speedup)
+
+
+def test_a_measured_speedup_stands_beside_what_was_measured(confirmed: Result) -> None:
+    """Not beside predictions, from which another one would follow."""
+    lines = [value for label, value in summarize(confirmed, None) if label in ("  predicted", "  measured")]
+    assert [line.endswith("as fast)") for line in lines] == [False, False, False, True]
 
 
 def test_a_tune_is_answered_by_a_confirmed_result_alone(
@@ -145,7 +155,7 @@ def test_another_workload_starts_from_earlier_runs(
     assert found is not None
     chat = WISH._replace(workload="chat", max_batch=None)
     again = pipeline.retune(model, chat)
-    assert again.confirmation == found
+    assert again.confirmation == replace(found, chosen=None, overhead_share=None)
     assert not again.confirmed
     asked = search_gives(confirmation.search, monkeypatch)
     monkeypatch.setattr("autotune.evidence.covers", lambda *_, **__: True)
@@ -192,6 +202,55 @@ def test_where_nothing_could_be_run_the_prediction_stands(confirmed: Result, mon
     result = confirmation.confirm(evidence, predicted, budget_s=1.0, started=0.0)
     assert result.decision.chosen.configuration == predicted.decision.chosen.configuration
     assert result.warnings[-1].endswith("all is predicted: the process died of signal 11")
+    assert not result.confirmed
+
+
+def test_retuning_for_the_same_keeps_what_running_found(confirmed: Result, model: Path) -> None:
+    """Another configuration may be predicted to be better: it was not run, or was and proved worse."""
+    found, decision = confirmed.confirmation, confirmed.decision
+    assert found is not None
+    assert decision.default is not None
+    other = replace(decision.chosen.configuration, prefill_chunk=32, batch_size=1)
+    won = replace(confirmed, decision=replace(decision, chosen=replace(decision.chosen, configuration=other)))
+    cache.write(won, pipeline.request(WISH, won))
+    again = pipeline.retune(model, WISH)
+    assert again.decision.chosen.configuration == other
+    assert again.confirmation == found
+    assert again.decision.reasons[0] == decision.reasons[0]
+
+
+def test_retuning_without_the_memory_for_what_running_found_is_a_prediction(
+    confirmed: Result, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its figures are not taken for those of what is chosen instead."""
+    used = confirmed.decision.chosen.predicted.memory[0]
+    room = room_on(confirmed.host, confirmed.campaign, ("cpu",))
+    monkeypatch.setattr(
+        confirmation, "room_on", lambda *_: room._replace(available_bytes={"cpu": used.total_bytes - 1})
+    )
+    cache.write(confirmed, pipeline.request(WISH, confirmed))
+    again = pipeline.retune(model, WISH)
+    assert not again.confirmed
+    assert again.confirmation is not None
+    assert again.confirmation.chosen is None
+    assert pipeline.request(WISH, again)["confirm"] is False
+
+
+def test_runs_in_another_format_are_not_taken_for_those_of_the_chosen_one(confirmed: Result) -> None:
+    """With `--format auto` another workload may choose another format, of which nothing was run."""
+    evidence = recall(confirmed, confirmed.host)._replace(run_format="another one")
+    result = conclude(evidence, confirmed.workload, started=0.0, trials=None)
+    assert result.confirmation is None
+
+
+def test_a_search_in_another_format_does_not_know_of_the_runs(
+    confirmed: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They took as long as the other format takes."""
+    evidence = recall(confirmed, confirmed.host)._replace(run_format="another one")
+    asked = search_gives(lambda *_, **__: (_ for _ in ()).throw(BenchmarkError("no engine")), monkeypatch)
+    confirmation.confirm(evidence, predicted_of(confirmed), budget_s=1.0, started=0.0)
+    assert asked[0]["known"] == ()
 
 
 def test_a_search_is_kept_and_goes_on(confirmed: Result, model: Path, tmp_path: Path) -> None:
@@ -214,6 +273,7 @@ def test_a_search_is_kept_and_goes_on(confirmed: Result, model: Path, tmp_path: 
     [
         ("study.db", UsageError, "--storage must be the URL of a database"),
         ("bogus://host/database", UsageError, "--storage"),
+        ("postgresql://user:secret@host:port/database", UsageError, "--storage must be the URL of a database"),
         ("sqlite:////nowhere/at/all/study.db", StoreError, "can't be used"),
     ],
 )

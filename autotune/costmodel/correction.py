@@ -214,7 +214,7 @@ def pooled(runs: Iterable[PartRun]) -> Iterator[PartRun]:
 def _observe(run: PartRun, predicted_s: Mapping[str, float]) -> Iterator[tuple[str, _Observation]]:
     """What a part's samples tell of each device that has work in it."""
     working = {device: time_s for device, time_s in predicted_s.items() if time_s > 0}
-    measured = {device: run.device_s[device] for device in working if run.device_s.get(device)}
+    measured = {device: run.device_s[device] for device in working if min(run.device_s.get(device, ()), default=0) > 0}
     shares_s = {device: median(samples_s) for device, samples_s in measured.items()}
     if len(shares_s) < len(working):
         # A runtime that doesn't tell its devices apart: all are taken to be off by as much.

@@ -239,9 +239,7 @@ class CpuPass:
         attention = self._tools.attention(geometry, rows, keys.shape[2])
         for turn in range(step.sequences):
             mine = slice(turn * rows, (turn + 1) * rows)
-            self._calls.append(
-                partial(attention, query[mine], keys[turn], values[turn], heads_mixed[mine], step.context)
-            )
+            self._calls.append(attention.bind(query[mine], keys[turn], values[turn], heads_mixed[mine], step.context))
 
         x = self._input(layer, "o")
         norm = layer.norms.get("o")
@@ -303,7 +301,7 @@ class CpuPass:
         product = self._tools.product(site, len(out), prefill=not self._decode)
         taken = x.quantized if product.format.ternary else x.floats
         assert taken is not None
-        self._calls.append(partial(product, taken, weights.data, out))
+        self._calls.append(product.bind(taken, weights.data, out))
 
 
 class _Input(NamedTuple):

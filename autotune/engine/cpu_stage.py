@@ -36,7 +36,6 @@ class CpuStage:
 
     Attributes:
         device: As given.
-        spared_bytes: What slots would take that ``reserve`` left out.
 
     Raises:
         MemoryError: There isn't enough for the weights.
@@ -74,7 +73,6 @@ class CpuStage:
         self._buffers = Buffers()
         self._elements = self._caches = _NOTHING
         self._filled = 0
-        self.spared_bytes = 0
         self._tools: Tools | None = None
 
     def reserve(self, sequences: int, tokens: int) -> None:
@@ -103,7 +101,6 @@ class CpuStage:
             self._elements = aligned(_ELEMENT_BYTES * size).view(np.float16)
             self._filled = 0
         self._caches = self._elements[:size].reshape(shape)
-        self.spared_bytes = _ELEMENT_BYTES * (size // slots) * (self._capacity - slots)
         if tokens and size > self._filled:
             tile = typical(np.random.default_rng(0), (_TILE_ELEMENTS,)).astype(np.float16)
             for start in range(self._filled, size, len(tile)):

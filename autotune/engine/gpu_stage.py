@@ -24,7 +24,10 @@ from autotune.engine.weights import WeightSource
 from autotune.model.fusion import fused
 from autotune.model.sites import on_gpu
 from autotune.records import Model, Site
-from ternary_kernels.cuda.product import get_product
+from ternary_kernels.cuda.product import Weights, get_product
+
+Uploaded = dict[tuple[int | None, Site], Weights]
+"""Matrices on a GPU by layer, None for embedding and head, and site."""
 
 _LOADER = "torch"
 """The kernel whose products put weights on the device: it has all formats, and they lie the same for every kernel."""
@@ -45,6 +48,8 @@ class GpuStage:
         embedding: Whether it has the embedding: its passes take tokens.
         head: Whether it has the head: its passes return tokens.
         capacity: Slots of the KV cache per sequence.
+        uploaded: Matrices that are on the GPU already, from stages that were closed: those that it needs are taken
+            over, the others are let go, and its own are added. None: there are none, and nobody wants its own.
 
     Raises:
         MemoryError: There isn't enough for the weights.
@@ -61,10 +66,12 @@ class GpuStage:
         embedding: bool,
         head: bool,
         capacity: int,
+        uploaded: Uploaded | None = None,
     ) -> None:
         self.device = device
         self._model = on_gpu(model)
         self._source = weights
+        self._uploaded = {} if uploaded is None else uploaded
         with memory_errors(device, "its weights"):
             # A tensor's device has an index, which a name may lack.
             self._place = torch.empty(0, device=torch_device).device
@@ -133,6 +140,7 @@ class GpuStage:
     def close(self) -> None:
         """Give its memory back; no pass of it may be called any more."""
         self._weights = StageWeights(None, (), None, None)
+        self._uploaded = {}
         self._tools = None
         self._drop_caches()
 
@@ -147,14 +155,17 @@ class GpuStage:
 
     def _load(self, layers: range, *, embedding: bool, head: bool) -> StageWeights:
         model = self._model
-        first = self._matrix(None, model.embedding) if embedding else None
-        last = None
-        if head:
-            tied = first is not None and model.tied
-            last = Matrix(model.head, first.weights) if first and tied else self._matrix(None, model.head)
+        tied_head = model.embedding if model.tied else model.head
+        wanted: set[tuple[int | None, Site]] = {
+            (index, site) for index in layers for site in fused(model.layers[index])
+        }
+        wanted |= {(None, site) for site, here in ((model.embedding, embedding), (tied_head, head)) if here}
+        for key in self._uploaded.keys() - wanted:
+            del self._uploaded[key]
+        torch.cuda.empty_cache()  # before others take as much memory
         widths = norm_widths(model)
         return StageWeights(
-            embedding=first,
+            embedding=self._matrix(None, model.embedding) if embedding else None,
             layers=tuple(
                 LayerWeights(
                     {site.name: self._matrix(index, site) for site in fused(model.layers[index])},
@@ -163,12 +174,15 @@ class GpuStage:
                 for index in layers
             ),
             final_norm=self._norm(None, FINAL_NORM, model.hidden_size) if head else None,
-            head=last,
+            head=Matrix(model.head, self._matrix(None, tied_head).weights) if head else None,
         )
 
     def _matrix(self, layer: int | None, site: Site) -> Matrix:
-        product = get_product(_LOADER, site.format)(site.format, site.n_out, site.k_in, 1, self._place)
-        return Matrix(site, product.load([self._source.matrix(layer, site)], [site.n_out]))
+        key = layer, site
+        if key not in self._uploaded:
+            product = get_product(_LOADER, site.format)(site.format, site.n_out, site.k_in, 1, self._place)
+            self._uploaded[key] = product.load([self._source.matrix(layer, site)], [site.n_out])
+        return Matrix(site, self._uploaded[key])
 
     def _norm(self, layer: int | None, name: str, width: int) -> Tensor:
         return torch.tensor(self._source.norm(layer, name, width), device=self._place)

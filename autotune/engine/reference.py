@@ -157,12 +157,9 @@ class ReferenceEngine:
             if self._capacity:
                 self._end()  # it has laid out its KV caches for fewer slots
             self._capacity = workload.context_tokens
-        if self._child is not None and self._child.ends(0.0):
-            self._end()  # while it had nothing to do: no part is to blame
         try:
-            child = self._child or self._start()
-            child.send(kind(part, self._kernels_for(configuration), self._capacity, **more))
-            answer = self._listen(child, "starting", self._setup.patience.floor_s)
+            request = kind(part, self._kernels_for(configuration), self._capacity, **more)
+            answer = self._tell(request)
         except _LostError as lost:
             answer = RunFailure(part, lost.kind, str(lost))
         except BenchmarkError as error:
@@ -170,13 +167,31 @@ class ReferenceEngine:
         except BaseException:
             self._end()  # an answer that came later would be taken for that to another request
             raise
-        assert not isinstance(answer, Ready)
         if isinstance(answer, RunFailure) and answer.kind != "unsupported":
             # What state it left a process in is anyone's guess, above all a GPU's.
             self._end()
             self._failures.append(answer.message)
         else:
             self._failures.clear()
+        return answer
+
+    def _tell(self, request: Prepare) -> Answer:
+        """Send a request, and wait for its answer.
+
+        Raises:
+            _LostError: The process died of it or hung.
+            BenchmarkError: There was none, and it can't be started.
+        """
+        had_one = self._child is not None
+        child = self._child or self._start()
+        child.send(request)
+        try:
+            answer = self._listen(child, "starting", self._setup.patience.floor_s)
+        except _LostError as lost:
+            if had_one and not lost.was_at_work:
+                return self._tell(request)  # it died while it had nothing to do: no part is to blame
+            raise
+        assert not isinstance(answer, Ready)
         return answer
 
     def _start(self) -> Child[Event]:
@@ -208,19 +223,21 @@ class ReferenceEngine:
         Raises:
             _LostError: It died or hung.
         """
+        was_at_work = False
         while True:
             try:
                 event = child.hear(allowed_s)
             except TimeoutError:
                 words = f"while {what}, {_NAME} said nothing for {allowed_s:.3g} s, so it was ended"
-                raise _LostError("hung", words) from None
+                raise _LostError("hung", words, was_at_work=True) from None
             match event:
                 case None:
                     by_itself = child.ends(_EXIT_S)
                     self._end()
                     death = child.death() if by_itself else Death("crashed", "stopped making sense, so it was ended")
-                    raise _LostError(death.kind, f"while {what}, {_NAME} {death.how}")
+                    raise _LostError(death.kind, f"while {what}, {_NAME} {death.how}", was_at_work=was_at_work)
                 case Working():
+                    was_at_work = True
                     what, allowed_s = event.what, event.allowed_s
                 case Usage():
                     self.reused_layers = event.reused_layers
@@ -231,8 +248,9 @@ class ReferenceEngine:
 
 
 class _LostError(Exception):
-    """Raised when the process died or hung."""
+    """Raised when the process died or hung; ``was_at_work``: not before it took up what was asked."""
 
-    def __init__(self, kind: FailureKind, message: str) -> None:
+    def __init__(self, kind: FailureKind, message: str, *, was_at_work: bool) -> None:
         super().__init__(message)
         self.kind = kind
+        self.was_at_work = was_at_work

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from autotune.engine.stages import Array, Bound, Kernels, Pass, Stage
 from autotune.engine.weights import HeldWeights, WeightSource
 from autotune.records import Configuration, Model, Part
 from ternary_kernels.team import Team
+
+if TYPE_CHECKING:
+    from autotune.engine.gpu_stage import Uploaded
 
 Tokens = NDArray[np.int64]
 
@@ -64,19 +67,17 @@ class Transformer:
         self._teams: dict[int, Team] = {}
         self._entered = ExitStack()
         self._stages: dict[_Place, Stage] = {}
+        self._uploaded: dict[str, Uploaded] = {}
+        """What is on each GPU: a stage of other layers takes over what both have."""
         self.reused_layers = 0
 
     def close(self) -> None:
         """Give all memory back and end the threads."""
         self._keep(())
+        self._uploaded.clear()
         self._held = HeldWeights(self._source, self._model)
         self._entered.close()
         self._teams.clear()
-
-    @property
-    def spared_bytes(self) -> int:
-        """What slots of the KV cache on the CPU would take that the present part does without."""
-        return sum(stage.spared_bytes for stage in self._stages.values() if isinstance(stage, CpuStage))
 
     def place(self, device_layers: Mapping[str, int], head_device: str) -> None:
         """Bring each layer, the embedding and the head to its device; what is there already stays.
@@ -106,6 +107,7 @@ class Transformer:
                 self._stages[place] = held or self._stage(place)
         except BaseException:
             self._keep(())
+            self._uploaded.clear()
             raise
 
     def part(self, part: Part, kernels: Kernels) -> RunningPart:
@@ -123,7 +125,9 @@ class Transformer:
             self._reserve(part.size, part.context)
             passes = [Pass(part.size, part.size, part.context, last=True)]
         else:
-            self._reserve(1, 0)
+            # A slot for each token of the prompt, and something in all of them: where memory is touched for the first
+            # time it takes longer, which would be counted in the first sample.
+            self._reserve(1, part.context - 1)
             passes = _pieces(part.context, part.size)
         vocabulary = self._model.vocab_size
         return RunningPart(
@@ -212,6 +216,7 @@ class Transformer:
             embedding=embedding,
             head=head,
             capacity=self._capacity,
+            uploaded=self._uploaded.setdefault(device, {}),
         )
 
     def _keep(self, places: Sequence[_Place]) -> None:

@@ -86,7 +86,8 @@ class Worker:
         self._placement: tuple[tuple[tuple[str, int], ...], str] | None = None
         self._bound: tuple[Part, Kernels] | None = None
         self._running: RunningPart | None = None
-        self._warm = False
+        self._warm: dict[Part, Kernels] = {}
+        """What was run since the weights were last moved: its code is compiled, its memory was touched."""
         self._gpus: frozenset[str] = frozenset()
         self._samples_s: dict[Part, list[float]] = {}
 
@@ -113,7 +114,7 @@ class Worker:
             case Measure():
                 return self._measure(running, request)
             case TellOverhead():
-                self._warm_up(running, request.part)
+                self._warm_up(running, request)
                 self._say("timing each kernel", _TIMED_STEPS * self._expected_s(request.part), self._patience.floor_s)
                 return Overhead(running.overhead_share())
         return Prepared()
@@ -125,6 +126,7 @@ class Worker:
             return
         # What runs on weights that move, or fail to, is of no use any more.
         self._placement = self._running = None
+        self._warm.clear()
         self._gpus |= _gpus(part)
         seconds = model_bytes(self._model) / _SLOW_LOAD_BYTES_PER_S
         self._say("loading weights", seconds, self._patience.gpu_s if _gpus(part) else self._patience.floor_s)
@@ -135,23 +137,27 @@ class Worker:
         """The part, ready to run once it is warm; the last one is kept."""
         part, wanted = request.part, (request.part, request.kernels)
         if self._running is None or self._bound != wanted:
-            self._running, self._bound, self._warm = None, wanted, False  # before another takes as much memory
+            self._running, self._bound = None, wanted  # before another takes as much memory
+            if part.phase == "decode" or _gpus(part):
+                # A step is short, so that new scratch memory shows; and graphs are new.
+                self._warm.pop(part, None)
             slots = request.capacity * (part.size if part.phase == "decode" else 1)
             cache_bytes = kv_cache_bytes(self._model, len(self._model.layers), slots)
             self._say("preparing kernels", cache_bytes / _SLOW_LOAD_BYTES_PER_S, self._compile_s(part))
             self._running = transformer.part(*wanted)
         return self._running
 
-    def _warm_up(self, running: RunningPart, part: Part) -> None:
-        if not self._warm:
+    def _warm_up(self, running: RunningPart, request: Prepare) -> None:
+        part = request.part
+        if self._warm.get(part) != request.kernels:
             self._say("warming up", self._expected_s(part), self._compile_s(part))
             running.warm_up()
-            self._warm = True
+            self._warm[part] = request.kernels
 
     def _measure(self, running: RunningPart, request: Measure) -> PartRun:
         """Sample the part."""
         part = request.part
-        self._warm_up(running, part)
+        self._warm_up(running, request)
         earlier_s = self._samples_s.setdefault(part, [])
         sampler = Sampler(
             running.sample,
@@ -178,12 +184,14 @@ class Worker:
     def _expected_s(self, part: Part) -> float:
         """Seconds of a step or prompt, at most: from what was run with the same placement, scaled up to more work.
 
-        More rows at once never take longer than as many passes of fewer, nor fewer threads longer than in proportion.
+        More rows at once never take longer than as many passes of fewer, and each of these never longer than one of
+        more rows; fewer threads never take longer than in proportion.
         """
         operations = _operations(self._model, part)
         scaled_s = [
             median(samples_s)
             * max(1.0, operations / _operations(self._model, other))
+            * (max(1.0, other.size / part.size) if part.phase == other.phase == "prefill" else 1.0)
             * max(1.0, other.threads / part.threads)
             for other, samples_s in self._samples_s.items()
             if samples_s and (other.device_layers, other.head_device) == (part.device_layers, part.head_device)

@@ -139,6 +139,10 @@ class Exam(Record, frozen=True):
     memory: tuple[MemoryExam, ...]
     """Empty where it wasn't measured."""
     notes: tuple[str, ...] = ()
+    cross_fitted_regret: float | None = None
+    """The regret without that luck: the best is found by two thirds of the samples and compared by the rest, in turns.
+    Of one exam it is noisier than ``regret``, and about 0 where nothing is better. None where there is no regret, or a
+    part has too few samples."""
 
     @property
     def within_noise(self) -> bool | None:

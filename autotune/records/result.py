@@ -165,5 +165,6 @@ class Result(Record, frozen=True):
 
     @property
     def confirmed(self) -> bool:
-        """Whether configurations were run to find this, and not only for another workload."""
-        return self.confirmation is not None and self.confirmation.workload == self.workload
+        """Whether the configuration was chosen by running it; else it is predicted, whatever was run."""
+        run = self.confirmation
+        return run is not None and run.workload == self.workload and run.chosen is not None

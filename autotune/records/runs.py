@@ -115,6 +115,8 @@ class Confirmation(Record, frozen=True):
     failures: tuple[RunFailure, ...]
     corrections: tuple[CorrectionReport, ...]
     chosen: Measured | None
+    """None where the choice doesn't follow from the runs: nothing that was run could be chosen, or it was predicted for
+    another workload."""
     default: Measured | None
     """None where the default could not be run."""
     runner_up: Configuration | None

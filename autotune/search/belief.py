@@ -63,7 +63,9 @@ class Belief:
         runs: Runs,
         noise: float,
     ) -> None:
-        self._first_model, self._model, self._workload = cost_model, model, workload
+        # Without the runs that it was corrected by before: taken in again, they show how surprising each was.
+        self._first_model = cost_model.corrected_by((), model)
+        self._model, self._workload = model, workload
         self._axes = threads, batches, chunks
         self._runs, self._noise = runs, noise
         self._settled: set[Part] = set()

@@ -65,8 +65,8 @@ def explore(
         taken += 1
         if running is not None:
             running(min(1.0, allowance.spent_s() / allowance.budget_s), taken)
-        if not done.in_time:
-            return "budget"
+        if not done.in_time and not queued:
+            return "budget"  # what is queued may still fit
         if not done.news and not queued and candidate is not None:
             break
     return "failed" if trials.failures and not standings else "decided"

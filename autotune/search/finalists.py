@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import optuna
 
@@ -48,8 +48,7 @@ def rerun(
     order, news = random.Random(seed), False  # noqa: S311 (an order, no secret)
     failed: set[Part] = set()
     while turns := _turns(trials.standings(), runs, default, noise, failed):
-        parts = list(turns)
-        order.shuffle(parts)
+        parts = _shuffled(turns, order)
         taken = False
         for part in parts:
             run = runs.of(part)
@@ -66,6 +65,18 @@ def rerun(
         if not taken:
             break
     return news
+
+
+def _shuffled(parts: Iterable[Part], order: random.Random) -> list[Part]:
+    """Parts in random order but that those of a placement follow each other: weights move once for all of them."""
+    shuffled = list(parts)
+    order.shuffle(shuffled)
+    placements = list(dict.fromkeys(map(_placement, shuffled)))
+    return sorted(shuffled, key=lambda part: placements.index(_placement(part)))
+
+
+def _placement(part: Part) -> tuple[tuple[tuple[str, int], ...], str]:
+    return part.device_layers, part.head_device
 
 
 def _turns(

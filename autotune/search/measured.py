@@ -14,7 +14,7 @@ from autotune.engine.interface import Engine
 from autotune.model.memory import Room
 from autotune.records import Configuration, Confirmation, Host, Model, PartRun, Workload
 from autotune.search.belief import Belief
-from autotune.search.figures import Runs
+from autotune.search.figures import Runs, Standing
 from autotune.search.parameters import silenced
 from autotune.search.space import Point
 
@@ -105,11 +105,19 @@ def search(
     )
     start = belief.space.point(default)
 
+    def incumbent() -> Standing | None:
+        return next(iter(trials.standings()), None)
+
+    def incumbent_costs() -> Sequence[float] | None:
+        best = incumbent()
+        return None if best is None else best.costs
+
     def propose() -> Point:
-        return belief.promising(next(iter(trials.standings()), None)) or start
+        return belief.promising(incumbent()) or start
 
     with silenced(), storing(storage):
-        study = open_study(storage, identity, BoundSampler(belief.space, propose), HopelessPruner(noise))
+        pruner = HopelessPruner(noise, incumbent_costs)
+        study = open_study(storage, identity, BoundSampler(belief.space, propose), pruner)
         trials = Trials(engine, study, belief, runs, workload, allowance=allowance, default=default, noise=noise)
         trials.gather(known)
         take_up_again(study, belief.space)

@@ -54,11 +54,21 @@ def open_study(url: str | None, name: str, sampler: BaseSampler, pruner: BasePru
         )
 
 
+def check(url: str) -> None:
+    """Reach a database, and make its tables if it has none: what can't be used is better told before anything is timed.
+
+    Raises:
+        UsageError, StoreError: As for ``open_study``.
+    """
+    with storing(url):
+        _connected(url).remove_session()
+
+
 def without_password(url: str) -> str:
     """A URL that can be shown; what is no URL isn't shown at all, for a password could be anywhere in it."""
     try:
         return make_url(url).set(query={}).render_as_string(hide_password=True)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         return "the URL"
 
 
@@ -137,7 +147,7 @@ def _connected(url: str) -> RDBStorage:
     shown = without_password(url)
     try:
         sqlite = make_url(url).get_backend_name() == "sqlite"
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise UsageError(
             "--storage must be the URL of a database, for example sqlite:///study.db or "
             "postgresql://user@host/database, got something else"

@@ -17,7 +17,7 @@ from autotune.records.runs import TrialState as Ending
 from autotune.search.belief import Belief
 from autotune.search.figures import Halves, Runs, Standing, beats
 from autotune.search.parameters import axes, point_at
-from autotune.search.pruner import BOUND, COSTS
+from autotune.search.pruner import BOUND
 from autotune.search.space import Point
 from autotune.search.storage import CONFIGURATION, ORIGIN, RECORD, begin, keep, records_in, runs_in
 
@@ -134,10 +134,14 @@ class Trials:
         Args:
             known: Runs that are in no study.
         """
+        known = tuple(known)
         kept = {key: run for key, run in runs_in(self._study) if key not in self._kept}
         self._kept |= kept.keys()
+        # An earlier search of this study may have handed on what it kept there: no sample counts twice.
+        twice = {(run.part, sample_s) for run in known for sample_s in run.samples_s}
+        new = [run for run in kept.values() if any((run.part, sample_s) not in twice for sample_s in run.samples_s)]
         # Part after part, so that it shows how surprising each was.
-        for part in Runs(self._workload, self._noise, (*known, *kept.values())).all():
+        for part in Runs(self._workload, self._noise, (*known, *new)).all():
             self._runs.add(part)
             self._belief.learn()
         for run in self._runs.all():
@@ -323,7 +327,6 @@ class Trials:
             " and ".join(broken) or None,
             standing.measured,
         )
-        trial.set_user_attr(COSTS, standing.costs)
         self._tell(trial, record, violations, standing.costs[0])
 
     def _close(self, trial: optuna.Trial, point: Point, ending: Ending, reason: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from autotune.costmodel.steps import Seconds
@@ -17,6 +19,7 @@ from autotune.records import (
     Errors,
     Exam,
     Grid,
+    GridPart,
     Measured,
     MemoryExam,
     Phase,
@@ -30,11 +33,12 @@ from autotune.search.contest import Contest
 from autotune.search.evaluate import Evaluator
 from autotune.search.rank import effective_max_tpot_s
 from autotune.search.space import Point
-from autotune.verify.grid import PHASES, Subject
+from autotune.verify.grid import FEWEST_SAMPLES, PHASES, Subject
 from autotune.verify.measured import Cell, MeasuredSpace, locate
 
 _STAGES: tuple[Stage, Stage] = ("before correction", "after correction")
 """As the fields of :class:`Predictions`."""
+_FOLDS = 3
 _LIMITS = {"tpot": "breaks the limit on the time per output token", "ttft": "breaks the limit on the first token"}
 
 
@@ -101,6 +105,7 @@ def examine(
         exhaustive_time_s=_exhaustive_time_s(space, points),
         memory=() if memory_used is None or isinstance(memory_used, RunFailure) else _memory(result, memory_used),
         notes=tuple(_notes(judge, chosen, grid, memory_used)),
+        cross_fitted_regret=_cross_fitted_regret(predictions.before, grid, judge.chosen),
     )
 
 
@@ -208,6 +213,33 @@ class _Judge:
     def _resampled_costs_s(self, point: Point) -> Seconds | None:
         times_s = self.space.resampled_s(point)
         return None if times_s is None else self.space.evaluator.taking(point, *times_s).costs[0]
+
+
+def _cross_fitted_regret(evaluator: Evaluator, grid: Grid, chosen: Point | None) -> float | None:
+    """By how much more the chosen point costs than the best, which other samples say is the best."""
+    if chosen is None or min(len(run.samples_s) for run in grid.runs()) < FEWEST_SAMPLES:
+        return None
+    regrets = []
+    for fold in range(_FOLDS):
+        others, own = (MeasuredSpace(evaluator, _samples(grid, fold, kept)).evaluator for kept in (False, True))
+        _, best = _best(others)
+        if best is None:
+            return None
+        regrets.append(float(own.at(chosen).costs[0] / own.at(best).costs[0]) - 1)
+    return fmean(regrets)
+
+
+def _samples(grid: Grid, fold: int, kept: bool) -> Grid:
+    """A grid with one fold of each part's samples, or with all others; folds follow each other as rounds do."""
+
+    def of(part: GridPart) -> GridPart:
+        if isinstance(part.outcome, RunFailure):
+            return part
+        every = part.outcome.samples_s
+        samples_s = tuple(found for at, found in enumerate(every) if (at * _FOLDS // len(every) == fold) == kept)
+        return replace(part, outcome=replace(part.outcome, samples_s=samples_s))
+
+    return replace(grid, parts=tuple(map(of, grid.parts)))
 
 
 def rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:

@@ -69,6 +69,8 @@ def _contenders(exam: Exam) -> Table:
 def _remarks(exam: Exam) -> Iterator[str]:
     if exam.within_noise:
         yield "the chosen configuration is within the noise of the best"
+    if exam.cross_fitted_regret is not None:
+        yield f"regret against what other samples say is the best: {_regret(exam.cross_fitted_regret, None)}"
     yield from exam.notes
     for one in exam.baselines:
         if one.obstacle is not None:

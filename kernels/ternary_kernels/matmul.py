@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -74,6 +76,29 @@ class Matmul(ABC):
             ValueError: A wrong shape, dtype or memory order, or a read-only output; names what was expected and what
                 came.
         """
+        self._check_operands(x, weights, out)
+        self._multiply(x, weights, out)
+        return out
+
+    def bind(
+        self, x: Quantized | NDArray[np.float32], weights: Bytes, out: NDArray[np.float32]
+    ) -> Callable[[], object]:
+        """Check operands once; returns what multiplies whatever they hold when it is called, as a runtime does.
+
+        In a decode step, looking at arrays that stay where they are takes longer than many a small operation.
+
+        Args:
+            x: As for a call.
+            weights: As for a call.
+            out: As for a call.
+
+        Raises:
+            ValueError: As for a call.
+        """
+        self._check_operands(x, weights, out)
+        return partial(self._multiply, x, weights, out)
+
+    def _check_operands(self, x: Quantized | NDArray[np.float32], weights: Bytes, out: NDArray[np.float32]) -> None:
         if isinstance(x, Quantized) != self.format.ternary:
             expected = "int8 values with a scale per token" if self.format.ternary else "a float32 array"
             raise ValueError(f"{self._site}, activations: expected {expected}, got {type(x).__name__}")
@@ -86,8 +111,6 @@ class Matmul(ABC):
             raise ValueError(f"{self._site}, out: expected a writable array, got a read-only one")
         if isinstance(x, Quantized):
             self._check("activation scale", x.scale, (self.m,), np.dtype(np.float32))
-        self._multiply(x, weights, out)
-        return out
 
     def _check(self, what: str, array: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import psutil
@@ -102,6 +103,16 @@ def test_a_process_that_died_while_it_had_nothing_to_do_is_nobodys_failure(engin
     process.kill()
     until(lambda: is_gone(process))
     assert isinstance(measure(engine, behaving()), PartRun)
+
+
+def test_nor_is_it_when_it_dies_just_before_it_takes_up_a_request(engine):
+    measure(engine, behaving())
+    (process,) = psutil.Process().children()
+    process.suspend()
+    killer = threading.Timer(0.3, process.kill)
+    killer.start()
+    assert isinstance(measure(engine, behaving()), PartRun)
+    killer.join()
 
 
 def test_after_ctrl_c_an_engine_that_is_used_again_gives_no_stale_answers(engine):

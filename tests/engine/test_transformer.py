@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
 
+from autotune.engine.cpu_stage import CpuStage
 from autotune.engine.stages import Kernels, Pass
 from autotune.engine.transformer import Transformer
 from autotune.engine.weights import PackedWeights, RandomWeights
-from autotune.model.memory import kv_cache_bytes, site_bytes, weight_bytes
+from autotune.model.memory import site_bytes, weight_bytes
 from autotune.records import Part, SiteKernels
 from tests.engine.models import NUMPY, configuration, every_site_on, runnable_kernels, small_model
 from tests.engine.plain_model import PlainModel
@@ -121,8 +123,6 @@ def test_a_part_can_be_sampled_again_and_again(transformer, phase, size):
 
 def recorded_passes(monkeypatch, transformer, model, wanted):
     """The passes that a sample of a part runs, in order."""
-    from autotune.engine.cpu_stage import CpuStage
-
     ran, bind = [], CpuStage.bind
 
     def recording(stage, step, threads, kernels):
@@ -142,14 +142,20 @@ def recorded_passes(monkeypatch, transformer, model, wanted):
     return ran[:warm], ran[warm:]
 
 
-def test_a_part_says_what_memory_it_does_without(transformer):
-    """Of the plan's KV cache, which has room for a whole context."""
+@pytest.mark.parametrize(("phase", "size", "sequences", "slots"), [("decode", 3, 3, 12), ("prefill", 2, 1, 11)])
+def test_no_memory_of_the_kv_cache_is_touched_for_the_first_time_in_a_sample(
+    monkeypatch, transformer, phase, size, sequences, slots
+):
+    """A step's slots and those of a whole prompt hold numbers before any pass runs, but the one a step writes."""
+    held = []
+    bind = CpuStage.bind
+    monkeypatch.setattr(CpuStage, "bind", lambda stage, *args: (held.append(stage._caches), bind(stage, *args))[1])
     model = small_model()
-    engine = transformer(model)
-    engine.part(part(model, "decode", 3, context=11), NUMPY)
-    assert engine.spared_bytes == kv_cache_bytes(model, 3, 3 * (CAPACITY - 12))
-    engine.part(part(model, "prefill", 8), NUMPY)
-    assert engine.spared_bytes == 0
+    transformer(model).part(part(model, phase, size, context=11), NUMPY)
+    for caches in held:
+        assert caches.shape == (3, 2, sequences, 2, slots, 64)
+        assert abs(caches.astype(np.float32)).min() > 0.2
+        assert abs(caches.astype(np.float32)).max() < 1.6
 
 
 def test_a_decode_sample_is_one_step_of_all_sequences(monkeypatch, transformer):
@@ -196,6 +202,52 @@ def test_what_is_in_place_stays(transformer):
     engine.place({"cpu": 1, "cuda:0": 2}, "cpu")
     engine.place({"cpu": 3}, "cpu")
     assert weights.made == on_gpu
+
+
+def test_what_is_on_a_gpu_stays_when_the_layers_around_it_move(monkeypatch, transformer):
+    """So long as the next stage there needs it; what it does not need is given back."""
+    pytest.importorskip("torch")
+    from ternary_kernels.cuda.product import Product
+
+    load, uploaded = Product.load, []
+
+    def loading(product, *matrices):
+        held = load(product, *matrices)
+        uploaded.append(weakref.ref(held.codes))
+        return held
+
+    monkeypatch.setattr(Product, "load", loading)
+    model, weights = small_model(head_format="F16"), Counted()
+    engine = transformer(model, weights, gpus={"cuda:0": "cpu"})
+    engine.place({"cpu": 3}, "cpu")
+
+    def made_for(layers, head_device):
+        before = weights.made
+        engine.place(layers, head_device)
+        return weights.made - before
+
+    def matrices_on_gpu():
+        return sum(codes() is not None for codes in uploaded)
+
+    assert made_for({"cpu": 1, "cuda:0": 2}, "cpu") == 2 * 4
+    assert made_for({"cuda:0": 3}, "cuda:0") == 4 + 2, "a layer and both ends"
+    assert made_for({"cpu": 2, "cuda:0": 1}, "cuda:0") == 0
+    assert matrices_on_gpu() == 4 + 1
+    assert made_for({"cpu": 3}, "cpu") == 0
+    assert made_for({"cpu": 1, "cuda:0": 2}, "cpu") == 4
+    assert matrices_on_gpu() == 2 * 4
+    engine.close()
+    assert matrices_on_gpu() == 0
+
+
+def test_a_gpu_model_says_the_same_after_its_layers_moved(sure, transformer):
+    pytest.importorskip("torch")
+    model, weights, expected = sure
+    engine = transformer(model, weights, gpus={"cuda:0": "cpu"})
+    kernels = Kernels((), {"cpu": "numpy", "cuda:0": "torch"})
+    for gpu_layers, head_device in ((2, "cuda:0"), (1, "cpu"), (2, "cpu"), (1, "cuda:0")):
+        run = configuration(model, gpu_layers=gpu_layers, head_device=head_device)
+        assert engine.generate(PROMPTS, COUNT, run, kernels).tolist() == expected
 
 
 @pytest.mark.parametrize(

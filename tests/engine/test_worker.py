@@ -84,6 +84,20 @@ def test_each_thing_is_announced_and_the_memory_told_before_the_answer(ask):
     assert [type(event) for event in ask(Prepare(DECODE, FINE, 512))] == [Usage, Prepared]
 
 
+def test_a_prompt_on_the_cpu_is_warmed_up_again_only_where_its_weights_or_kernels_are_others(ask):
+    """A prompt in one piece takes as long to warm up as to sample, and finalists are sampled in turns."""
+
+    def warmed_up(part, kernels=FINE):
+        return "warming up" in [event.what for event in ask(measure(part, kernels)) if isinstance(event, Working)]
+
+    split = {part: replace(part, device_layers=(("cpu", 1), ("cuda:0", 1))) for part in (DECODE, PREFILL)}
+    others = Kernels((), {"cpu": "fine"})
+    assert [warmed_up(part) for part in (DECODE, PREFILL, DECODE, PREFILL)] == [True, True, True, False]
+    assert [warmed_up(PREFILL, kernels) for kernels in (others, others, FINE)] == [True, False, True]
+    assert [warmed_up(split[part]) for part in (DECODE, DECODE, PREFILL, DECODE)] == [True, False, True, True]
+    assert warmed_up(DECODE)
+
+
 def test_what_may_compile_is_given_the_time_for_it_and_more_on_a_gpu(ask):
     def grace_s(part):
         return {event.what: event.allowed_s // 1000 for event in ask(measure(part)) if isinstance(event, Working)}
@@ -114,6 +128,14 @@ def test_then_a_step_is_expected_to_take_what_others_in_the_same_places_took_for
     assert allowed_s(ask(measure(replace(DECODE, threads=1))), "warming up") == 2 * step_s
     elsewhere = replace(DECODE, device_layers=(("cpu", 1), ("cuda:0", 1)))
     assert allowed_s(ask(measure(elsewhere)), "warming up") == one / 2e9
+
+
+def test_a_prompt_in_smaller_pieces_may_take_as_many_times_longer(ask):
+    """A pass of few rows may take as long as one of many: both read all weights."""
+    ask(measure(PREFILL))
+    prefill_s = standin.STEP_S["prefill"]
+    assert allowed_s(ask(measure(replace(PREFILL, size=4))), "warming up") == 8 * prefill_s
+    assert allowed_s(ask(measure(replace(PREFILL, size=64))), "warming up") == prefill_s
 
 
 def test_samples_of_earlier_requests_tell_what_to_expect_now(ask):

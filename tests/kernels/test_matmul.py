@@ -59,6 +59,20 @@ def test_inputs_are_left_alone(case):
     assert np.array_equal(case.weights, before[1])
 
 
+def test_a_bound_product_multiplies_what_its_operands_hold_then(case):
+    multiply = case.product.bind(case.x, case.weights, case.out)
+    assert np.isnan(case.out).all(), "nothing is multiplied yet"
+    for _ in range(2):
+        multiply()
+        assert np.array_equal(case.out, case.product(case.x, case.weights, np.empty_like(case.out)))
+        case.values[:] = case.values[::-1].copy()
+
+
+def test_operands_that_do_not_fit_are_refused_when_they_are_bound(case):
+    with pytest.raises(ValueError, match="out: expected contiguous float32"):
+        case.product.bind(case.x, case.weights, case.out[:, 1:])
+
+
 def test_products_of_one_team_do_not_disturb_each_other(key, team):
     """They share scratch memory, one after the other: a larger one in between changes no result."""
     small, large = Case(*key, team), Case(*key, team, n_out=224)

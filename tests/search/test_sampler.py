@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from autotune.search.parameters import axes, parameters_of, point_at, silenced
-from autotune.search.pruner import BOUND, COSTS, HopelessPruner
+from autotune.search.pruner import BOUND, HopelessPruner
 from autotune.search.sampler import BoundSampler
 from autotune.search.space import Point, build_space
 from autotune.search.workload import make_workload
@@ -56,14 +56,6 @@ def test_what_an_enqueued_trial_leaves_open_is_proposed(space):
         trial.suggest_int("width", 0, 9)
 
 
-def trial_of(study, *, costs=None, violation=-1.0):
-    trial = study.ask()
-    trial.set_constraint("memory", violation)
-    if costs is not None:
-        trial.set_user_attr(COSTS, costs)
-    study.tell(trial, 1.0)
-
-
 @pytest.mark.parametrize(
     ("bound", "hopeless"),
     [((0.90, 1.0), False), ((0.98, 1.0), True), ((1.5, 0.1), True), ((1.01, 0.5), False)],
@@ -71,11 +63,7 @@ def trial_of(study, *, costs=None, violation=-1.0):
 def test_a_trial_is_pruned_when_its_bound_is_no_better_beyond_the_noise(bound, hopeless):
     """Where the first cost ties, the next one may still win."""
     with silenced():
-        study = optuna.create_study(pruner=HopelessPruner(0.05))
-    trial_of(study, costs=(1.0, 1.0))
-    trial_of(study, costs=(2.0, 0.1))
-    trial_of(study, costs=(0.1, 0.1), violation=0.5)
-    trial_of(study)
+        study = optuna.create_study(pruner=HopelessPruner(0.05, lambda: (1.0, 1.0)))
     trial = study.ask()
     trial.set_user_attr(BOUND, bound)
     trial.report(bound[0], 0)
@@ -84,8 +72,7 @@ def test_a_trial_is_pruned_when_its_bound_is_no_better_beyond_the_noise(bound, h
 
 def test_nothing_is_pruned_before_anything_feasible_is_complete():
     with silenced():
-        study = optuna.create_study(pruner=HopelessPruner(0.05))
-    trial_of(study, costs=(0.1, 0.1), violation=0.5)
+        study = optuna.create_study(pruner=HopelessPruner(0.05, lambda: None))
     trial = study.ask()
     trial.set_user_attr(BOUND, (9.0, 9.0))
     trial.report(9.0, 0)

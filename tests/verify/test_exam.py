@@ -106,10 +106,46 @@ def test_noise_of_a_part_that_both_share_is_none_of_the_regret():
     assert exam.within_noise is False
 
 
+def test_where_all_are_equal_only_the_cross_fitted_regret_is_about_zero():
+    """Of sixteen equal ones that noise tells apart the best is the luckiest, and every other seems worse."""
+    regrets, fair = [], []
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        samples = {
+            own: tuple((own.size if own.phase == "decode" else 1.0) * random.normal(1, 0.03, 9)) for own in every_part()
+        }
+        exam = exam_of(SINGLE, samples)
+        regrets.append(exam.regret)
+        fair.append(exam.cross_fitted_regret)
+    assert np.mean(regrets) > 0.009
+    assert abs(np.mean(fair)) < 0.003
+
+
+def test_a_cross_fitted_regret_is_the_regret_where_nothing_is_noise():
+    assert exam_of(SINGLE).cross_fitted_regret == pytest.approx(0.25)
+    assert exam_of(BEST).cross_fitted_regret == 0.0
+
+
+def test_a_part_that_failed_leaves_the_cross_fitted_regret_of_the_rest():
+    grid = grid_of(steady(every_part()))
+    failed = part(SLOW, "decode")
+    parts = (
+        GridPart(RunFailure(failed, "crashed", "died"), 0.1) if each.outcome.part == failed else each
+        for each in grid.parts
+    )
+    assert exam_of(SINGLE, grid=replace(grid, parts=tuple(parts))).cross_fitted_regret == pytest.approx(0.25)
+
+
+def test_where_nothing_keeps_a_limit_there_is_no_cross_fitted_regret():
+    workload = small_workload(max_ttft_s=0.1)
+    assert exam_of(SINGLE, workload=workload).cross_fitted_regret is None
+
+
 def test_too_few_samples_give_no_interval():
     exam = exam_of(SINGLE, steady(every_part(), count=5))
     assert exam.regret == pytest.approx(0.25)
     assert exam.regret_interval is exam.within_noise is exam.measured.relative_interval is None
+    assert exam.cross_fitted_regret is None
 
 
 def test_intervals_follow_the_seed_alone():
@@ -341,6 +377,13 @@ def test_runs_for_another_workload_correct_but_do_not_confirm():
     workload = small_workload()
     confirmation = confirmation_of([], replace(workload, output_tokens=7))
     assert not exam_of(BEST, result=result_of(BEST, confirmation=confirmation)).confirmed
+
+
+def test_runs_that_nothing_was_chosen_by_do_not_confirm():
+    """The time was up before the best could be run to its end, say: what was chosen is predicted."""
+    workload = small_workload()
+    confirmation = replace(confirmation_of([], workload), chosen=None)
+    assert not exam_of(BEST, result=result_of(BEST, workload, confirmation=confirmation)).confirmed
 
 
 def test_predictions_in_the_wrong_order_have_a_low_rank_correlation():

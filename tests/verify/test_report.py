@@ -42,6 +42,9 @@ def test_the_chosen_the_best_and_the_baselines_are_rows_of_one_table(shown):
     assert "server: 1,400 of 1,700 configurations, TPOT within 100 ms" in lines
     assert "chosen 2 cpu 2 / 1 4 128 12.5 80.1 ms 1,250 ms 1.2 % (-0.4 to 3.0)" in lines
     assert "the chosen configuration is within the noise of the best" in lines
+    assert not any("other samples" in line for line in lines)
+    lines = shown(build_exam(cross_fitted_regret=-0.001))
+    assert "regret against what other samples say is the best: -0.1 %" in lines
     assert "best measured 2 cpu 2 / 1 8 128 1,250 80.1 ms 1,250 ms 0.0 %" in lines
     assert "fallback 2 cpu 2 / 1 1 128 12.5 80.1 ms 1,250 ms 150.0 % (140.0 to 160.0) 2.47x (2.40 to 2.50)" in lines
     assert "everything 2 cpu 2 / 1 1 128 - - - - -" in lines

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +84,27 @@ class Attention:
             ValueError: A shape or dtype differs, an array isn't contiguous, ``out`` is read-only, or the cache has no
                 room for so many tokens; names what was expected and what came.
         """
+        self._check_operands(query, keys, values, out, context)
+        self._attend(query, keys, values, out, context)
+        return out
+
+    def bind(self, query: Floats, keys: Halves, values: Halves, out: Floats, context: int) -> Callable[[], object]:
+        """Check operands once; returns what attends to whatever they hold when it is called.
+
+        Args:
+            query: As for a call.
+            keys: As for a call.
+            values: As for a call.
+            out: As for a call.
+            context: As for a call.
+
+        Raises:
+            ValueError: As for a call.
+        """
+        self._check_operands(query, keys, values, out, context)
+        return partial(self._attend, query, keys, values, out, context)
+
+    def _check_operands(self, query: Floats, keys: Halves, values: Halves, out: Floats, context: int) -> None:
         most = self.cache_shape[1] - self.shape[0]
         if not 0 <= context <= most:
             raise ValueError(f"attention: expected a context of 0 to {most} tokens, got {context}")
@@ -100,8 +123,6 @@ class Attention:
                 )
         if not out.flags.writeable:
             raise ValueError("attention out: expected an array that can be written to, got a read-only one")
-        self._attend(query, keys, values, out, context)
-        return out
 
     def _attend(self, query: Floats, keys: Halves, values: Halves, out: Floats, context: int) -> None:
         m, heads, head_dim = self.shape

@@ -56,6 +56,20 @@ def test_attention_is_causal_and_grouped(team, heads, kv_heads, m):
     np.testing.assert_allclose(attend(*operands, team), reference(*operands), rtol=0, atol=TOLERANCE)
 
 
+def test_bound_attention_attends_to_what_its_operands_hold_then(team):
+    query, keys, values = problem(4, 2, 16, 3, context=9)
+    out = np.full(query.shape, np.nan, np.float32)
+    attention = Attention(4, 2, 16, 3, 12, team)
+    run = attention.bind(query, keys, values, out, 9)
+    assert np.isnan(out).all(), "nothing is computed yet"
+    for _ in range(2):
+        run()
+        np.testing.assert_allclose(out, reference(query, keys, values), rtol=0, atol=TOLERANCE)
+        values *= np.float16(0.5)
+    with pytest.raises(ValueError, match="attention keys"):
+        attention.bind(query, keys[:1], values, out, 9)
+
+
 @pytest.mark.parametrize("tokens", [1023, 1024, 1025, 2050])
 @pytest.mark.parametrize("m", [1, 3])
 def test_attention_over_contexts_about_a_block_of_1024(team, tokens, m):
