@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from autotune.explanation import explain, to_json
 from autotune.records import SplitFigures
-from tests.builders import build_gpu_result, build_result
+from tests.builders import build_confirmed_result, build_gpu_result, build_result
 
 
 def test_the_curve_has_a_bar_per_number_of_layers_and_marks_the_chosen() -> None:
@@ -29,6 +29,15 @@ def test_reasons_and_what_binds_stand_before_the_curve() -> None:
     assert ("why", "decode reads every weight once per step") in lines
     assert ("bound by", "memory bandwidth") in lines
     assert [label for label, _ in lines].index("bound by") < [label for label, _ in lines].index("split")
+
+
+def test_what_was_run_stands_beside_what_binds() -> None:
+    """The reasons of a result that was confirmed rest on it; one that was not has no such line."""
+    lines = explain(build_confirmed_result())
+    assert [label for label, _ in lines if label in ("bound by", "run", "corrected", "split")] == [
+        *("bound by", "run", "run", "corrected", "split"),
+    ]
+    assert not {"run", "corrected"} & {label for label, _ in explain(build_result())}
 
 
 def test_without_a_gpu_there_is_no_curve() -> None:

@@ -17,9 +17,10 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from autotune import loader, options, pipeline
+from autotune import evidence, loader, options, pipeline
 from autotune.bench.plan import plan
-from autotune.bench.rivals import choose_kernels, gates
+from autotune.bench.rivals import choose_kernels
+from autotune.conclusion import conclude
 from autotune.errors import (
     BenchmarkError,
     BudgetError,
@@ -32,7 +33,8 @@ from autotune.errors import (
 )
 from autotune.host import detect
 from autotune.options import Options
-from autotune.records import Campaign, Decision, Failure, GpuRun, Kernel, Point, Result
+from autotune.records import Campaign, Decision, Failure, GpuRun, Host, Kernel, Point, Result
+from autotune.search.study import TRIALS
 from autotune.search.variants import format_of
 from autotune.store import cache, paths
 from autotune.store.entry import encode, parse
@@ -55,6 +57,16 @@ def measured(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Result
     return pipeline.measure(path, predict(), budget_s=BUDGET_S)
 
 
+@pytest.fixture(scope="module")
+def whole(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The same from all points there are: nothing that is left out depends on how this host did."""
+    path = tmp_path_factory.mktemp("whole") / "small.json"
+    path.write_text(json.dumps(SMALL))
+    found = evidence.gather(path, predict(), budget_s=BUDGET_S, quick=False, whole=True)
+    workload = evidence.workload_of(predict(), found.models[0], found.host)
+    return conclude(found, workload, started=0.0, trials=TRIALS)
+
+
 @pytest.fixture
 def model(compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The small model's file, and an empty cache."""
@@ -73,11 +85,17 @@ def no_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> Campaign:
         raise AssertionError("expected no benchmark")
 
-    monkeypatch.setattr(pipeline.bench, "run", refuse)
+    monkeypatch.setattr(evidence.bench, "run", refuse)
 
 
 def save(result: Result, wish: Options | None = None) -> None:
     cache.write(result, pipeline.request(wish or predict(), result))
+
+
+def on_host(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is detected from now on."""
+    for module in (pipeline, evidence):
+        monkeypatch.setattr(module, "detect", lambda: host)
 
 
 def benchmark_gives(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> list[object]:
@@ -88,7 +106,7 @@ def benchmark_gives(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> list
         used.append(campaign)
         return campaign
 
-    monkeypatch.setattr(pipeline.bench, "run", run)
+    monkeypatch.setattr(evidence.bench, "run", run)
     return used
 
 
@@ -123,14 +141,41 @@ def test_a_measured_result_holds_its_evidence(measured: Result) -> None:
     assert measured.host.fingerprint == detect.detect().fingerprint
     assert measured.model.name == "small"
     assert measured.campaign.budget_s == BUDGET_S
-    wanted = planned(measured, quick=False)
+    could_be = planned(measured, quick=False)
     tried = [outcome.point for outcome in measured.campaign.outcomes]
-    assert tried == [point for point in wanted if point in tried]
-    assert {point for point, spared_by in zip(wanted, gates(wanted), strict=True) if not spared_by} <= set(tried)
+    assert tried == [point for point in could_be if point in tried]
+    assert len(tried) + measured.campaign.spared <= len(could_be)
     chosen = measured.decision.chosen.configuration
     assert measured.device_config.cpu_threads == chosen.decode_threads
     assert measured.device_config.recommended_batch_size == chosen.batch_size
     assert measured.device_config.strategy == "CpuOnly"
+
+
+def test_points_are_asked_for_until_none_could_change_the_decision(
+    model: Path, whole: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the rest is never timed: here a benchmark is told what was found when all of it was."""
+    found = {outcome.point: outcome for outcome in whole.campaign.outcomes}
+
+    def run(*arguments: Any, choose: Callable[[Campaign], dict[int, float]], **_: object) -> Campaign:
+        tasks, tried = arguments[2], set[Point]()
+        while True:
+            known = only(whole.campaign, tried.__contains__)
+            asked = {tasks[index].point for index in choose(known)} & found.keys() - tried
+            if not asked:
+                return known
+            tried |= asked
+
+    monkeypatch.setattr(evidence.bench, "run", run)
+    result = pipeline.measure(model, predict(), budget_s=BUDGET_S)
+    timed = {found.point for found in result.campaign.measurements()}
+    assert 0 < len(timed) < len(whole.campaign.measurements())
+    assert evidence.covers(
+        result.campaign, (result.model,), result.host, result.workload, whole.campaign.kernels, quick=False
+    )
+    chosen = result.decision.chosen.configuration
+    on = {(point.n_out, point.k_in) for point in timed if point.threads == chosen.decode_threads}
+    assert {(site.n_out, site.k_in) for site in result.model.layers[0].sites} <= on
 
 
 def test_a_tenth_of_the_memory_is_left_alone(measured: Result) -> None:
@@ -160,7 +205,7 @@ def test_the_same_measurements_give_the_same_result(
 ) -> None:
     """The study included, for its seed is fixed; another seed is another study, and no other choice."""
     benchmark_gives(measured.campaign, monkeypatch)
-    monkeypatch.setattr(pipeline, "detect", lambda: measured.host)
+    on_host(measured.host, monkeypatch)
     again, other = (pipeline.measure(model, predict(), budget_s=BUDGET_S, seed=seed) for seed in (0, 1))
     assert again.decision.search.study == measured.decision.search.study
     assert without_times(again.decision) == without_times(other.decision) == without_times(measured.decision)
@@ -205,7 +250,9 @@ def test_progress_is_told_and_a_killed_worker_is_survived(model: Path) -> None:
     shares = [share for share, _, _ in seen]
     assert shares == sorted(shares)
     assert 0 <= shares[0] <= shares[-1] <= 1
-    assert len({points for _, _, points in seen}) == 1
+    assert all(timed <= points for _, timed, points in seen)
+    asked = [points for _, _, points in seen]
+    assert asked == sorted(asked)
 
 
 # What a result rests on
@@ -217,7 +264,7 @@ def test_what_does_not_fit_is_told_before_the_benchmark(
 ) -> None:
     """With what it needs and what would fit."""
     memory = replace(measured.host.memory, usable_bytes=2_000_000)
-    monkeypatch.setattr(pipeline, "detect", lambda: replace(measured.host, memory=memory))
+    on_host(replace(measured.host, memory=memory), monkeypatch)
     with pytest.raises(MemoryLimitError, match=r"small needs .* would fit"):
         pipeline.measure(model, predict(), budget_s=1.0)
 
@@ -255,7 +302,7 @@ def test_a_missing_model_is_told_before_the_benchmark(model: Path) -> None:
 def test_a_budget_that_ended_too_early_is_told(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what is missing, and a longer budget than the one that was too short, however long that was."""
     late = failed(measured.campaign, "budget", "the time budget ended before it was timed")
-    for budget_s, advice in ((2.0, options.DEFAULT_BUDGET_S), (200.0, 400.0)):
+    for budget_s, advice in ((2.0, options.DEFAULT_BUDGET_S + options.RUN_BUDGET_S), (200.0, 800.0)):
         benchmark_gives(replace(late, budget_s=budget_s), monkeypatch)
         with pytest.raises(BudgetError, match=f"a budget of {budget_s:g} s is too small.*try --budget {advice:g}$"):
             pipeline.measure(model, predict(), budget_s=budget_s)
@@ -350,7 +397,7 @@ def test_what_the_saved_measurements_cannot_answer_is_measured(
         campaigns.append(budget_s)
         raise BenchmarkError("far enough")
 
-    monkeypatch.setattr(pipeline.bench, "run", run)
+    monkeypatch.setattr(evidence.bench, "run", run)
     with pytest.raises(BenchmarkError, match="far enough"):
         pipeline.tune(model, arguments.pop("wish", predict()), **arguments)
     assert campaigns == [arguments["budget_s"]]
@@ -360,23 +407,23 @@ def test_what_the_saved_measurements_cannot_answer_is_measured(
 @pytest.mark.parametrize(
     "wish", [predict(workload="chat"), predict(workload="offline", max_batch=8), predict(context=800)], ids=str
 )
-def test_saved_measurements_answer_other_wishes(wish: Options, model: Path, measured: Result) -> None:
-    """Of other workloads as well; the answer is saved under its own."""
-    save(measured)
+def test_saved_measurements_answer_other_wishes(wish: Options, model: Path, whole: Result) -> None:
+    """Of other workloads as well, where no point is missing; the answer is saved under its own."""
+    save(whole)
     result = pipeline.tune(model, wish, budget_s=BUDGET_S)
-    assert result.campaign == measured.campaign
+    assert result.campaign == whole.campaign
     assert result.workload.name == wish.workload
     assert loader.load_result(model, wish.workload) == result
 
 
 @pytest.mark.usefixtures("no_benchmark")
-def test_measurements_of_another_workload_are_used_where_its_own_do_not_suffice(model: Path, measured: Result) -> None:
+def test_measurements_of_another_workload_are_used_where_its_own_do_not_suffice(model: Path, whole: Result) -> None:
     """A short run for chat doesn't stand in the way of a long one for a server."""
-    chat = pipeline.conclude_again(measured, replace(measured.workload, name="chat", max_batch=1), measured.host)
+    chat = pipeline.conclude_again(whole, replace(whole.workload, name="chat", max_batch=1), whole.host)
     save(replace(chat, campaign=only(chat.campaign, lambda point: point.m <= 16)), predict(workload="chat"))
-    save(measured)
+    save(whole)
     result = pipeline.tune(model, predict(workload="chat", context=800), budget_s=BUDGET_S)
-    assert result.campaign == measured.campaign
+    assert result.campaign == whole.campaign
 
 
 def test_a_quick_result_answers_no_full_wish(model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,7 +495,7 @@ def test_retuning_is_concluding_from_the_saved_measurements(
     save(measured)
     memory = replace(measured.host.memory, usable_bytes=measured.host.memory.usable_bytes // 2)
     now = replace(measured.host, memory=memory)
-    monkeypatch.setattr(pipeline, "detect", lambda: now)
+    on_host(now, monkeypatch)
     result = pipeline.retune(model, predict(workload="offline", max_batch=4))
     expected = pipeline.conclude_again(measured, result.workload, now)
     assert without_times(result.decision) == without_times(expected.decision)
@@ -473,9 +520,9 @@ def test_retuning_keeps_limits_or_says_that_none_can(model: Path, measured: Resu
         pipeline.retune(model, predict(workload="bogus"))
 
 
-def test_what_was_extrapolated_is_noted(measured: Result) -> None:
+def test_what_was_extrapolated_is_noted(whole: Result) -> None:
     """Retuning measures nothing: beyond the timed m it is a guess that says so."""
-    saved = replace(measured, campaign=only(measured.campaign, lambda point: point.op != "matmul" or point.m <= 16))
+    saved = replace(whole, campaign=only(whole.campaign, lambda point: point.op != "matmul" or point.m <= 16))
     result = pipeline.conclude_again(saved, saved.workload, saved.host)
     assert any("extrapolated, the largest timed m is 16" in line for line in result.warnings)
 
@@ -497,7 +544,7 @@ sys.addaudithook(lambda event, _: started.append(event) if event in (
     "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system") else None)
 from autotune.options import Options
 from autotune.pipeline import retune
-result = retune(sys.argv[1], predict(workload="chat"))
+result = retune(sys.argv[1], Options(workload="chat"))
 assert result.campaign.measurements()
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"optuna", "torch", "pandas"}), started)
 """
@@ -532,7 +579,8 @@ FOUND = (
 @pytest.fixture
 def numpy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that runs numpy's kernels and no others."""
-    monkeypatch.setattr(pipeline, "find_kernels", lambda host: FOUND)
+    for module in (pipeline, evidence):
+        monkeypatch.setattr(module, "find_kernels", lambda host: FOUND)
 
 
 @pytest.fixture(scope="module")
@@ -543,16 +591,16 @@ def by_numpy(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Result
     return pipeline.measure(path, predict(kernel="numpy"), budget_s=BUDGET_S)
 
 
-def test_a_result_says_which_kernel_is_fastest_for_each_site(measured: Result) -> None:
+def test_a_result_says_which_kernel_is_fastest_for_each_site(whole: Result) -> None:
     """At the values of m that the chosen configuration runs with, from its own measurements."""
-    chosen = measured.decision.chosen.configuration
-    sites = {(site.format, site.n_out, site.k_in) for layer in measured.model.layers for site in layer.sites}
-    head = measured.model.head
-    assert [(kernels.format, kernels.n_out, kernels.k_in) for kernels in measured.kernels[:-1]] == sorted(
-        sites, key=[(kernels.format, kernels.n_out, kernels.k_in) for kernels in measured.kernels].index
+    chosen = whole.decision.chosen.configuration
+    sites = {(site.format, site.n_out, site.k_in) for layer in whole.model.layers for site in layer.sites}
+    head = whole.model.head
+    assert [(kernels.format, kernels.n_out, kernels.k_in) for kernels in whole.kernels[:-1]] == sorted(
+        sites, key=[(kernels.format, kernels.n_out, kernels.k_in) for kernels in whole.kernels].index
     )
-    times = {found.point: found.median_s for found in measured.campaign.measurements()}
-    for kernels in measured.kernels:
+    times = {found.point: found.median_s for found in whole.campaign.measurements()}
+    for kernels in whole.kernels:
         assert max(map(int, kernels.decode)) <= chosen.batch_size
         assert bool(kernels.prefill) == ((kernels.format, kernels.n_out, kernels.k_in) in sites)
         for m, kernel in kernels.decode.items():
@@ -563,7 +611,7 @@ def test_a_result_says_which_kernel_is_fastest_for_each_site(measured: Result) -
                 == ("matmul", kernels.format, kernels.n_out, kernels.k_in, int(m), chosen.decode_threads)
             }
             assert kernel == min(rivals, key=rivals.__getitem__)
-    assert (measured.kernels[-1].n_out, measured.kernels[-1].k_in) == (head.n_out, head.k_in)
+    assert (whole.kernels[-1].n_out, whole.kernels[-1].k_in) == (head.n_out, head.k_in)
 
 
 def test_a_forced_kernel_is_the_only_one_timed(by_numpy: Result) -> None:
@@ -637,7 +685,7 @@ def test_with_auto_the_format_is_chosen_and_the_others_can_be_chosen_again(
     assert {other.format for other in result.decision.other_formats} == compared - {format_of(result.model)}
     assert loader.load_result(model, format="auto") == result
     assert loader.load_result(model) is None
-    monkeypatch.setattr(pipeline.bench, "run", None)
+    monkeypatch.setattr(evidence.bench, "run", None)
     again = pipeline.conclude_again(result, result.workload, result.host)
     assert again.model == result.model
     assert without_times(again.decision) == without_times(result.decision)
@@ -648,13 +696,16 @@ def test_with_auto_the_format_is_chosen_and_the_others_can_be_chosen_again(
 
 
 def test_measurements_of_a_run_that_no_limit_can_be_kept_with_are_not_lost(
-    model: Path, measured: Result, monkeypatch: pytest.MonkeyPatch
+    model: Path, whole: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They answer the next limit; until then a loader gets the best without one."""
-    used = benchmark_gives(measured.campaign, monkeypatch)
+    """They answer the next limit; until then a loader gets the best without one, or what was saved before."""
+    used = benchmark_gives(whole.campaign, monkeypatch)
     for _ in range(2):
-        with pytest.raises(ConstraintError, match="time per output token can't be kept"):
+        with pytest.raises(ConstraintError, match=r"per output token can't be kept.*`autotune retune` answers another"):
             pipeline.tune(model, predict(max_tpot_ms=1e-6), budget_s=BUDGET_S)
     result = pipeline.tune(model, predict(max_tpot_ms=1e6), budget_s=BUDGET_S)
-    assert result.campaign == measured.campaign
+    assert result.campaign == whole.campaign
     assert len(used) == 1
+    with pytest.raises(ConstraintError):
+        pipeline.tune(model, predict(max_tpot_ms=1e-6), budget_s=BUDGET_S)
+    assert loader.load_result(model) == result

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from autotune import pipeline
+from autotune import evidence, pipeline
 from autotune.bench import campaign, gpu_plan
 from autotune.explanation import explain
 from autotune.host import detect
@@ -43,9 +43,10 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     own = detect.detect()
     host = replace(own, gpus=Gpus(GPUS, "999.0", None))
     on_gpu = tuple(Kernel("torch", name, "sm_90", None, "gpu") for name in ("I2_S", "I2_S_ARM", "F16"))
-    monkeypatch.setattr(pipeline, "detect", lambda: host)
-    monkeypatch.setattr(pipeline, "find_kernels", lambda _: (*find_kernels(own), *on_gpu))
-    monkeypatch.setattr(pipeline.bench, "run", partial(campaign.run, torch_device="cpu"))
+    for module in (pipeline, evidence):
+        monkeypatch.setattr(module, "detect", lambda: host)
+        monkeypatch.setattr(module, "find_kernels", lambda _: (*find_kernels(own), *on_gpu))
+    monkeypatch.setattr(campaign, "run", partial(campaign.run, torch_device="cpu"))
     monkeypatch.setattr(gpu_plan, "PEAK_SIZE", (32, 64, 64))
 
 
@@ -59,6 +60,8 @@ def tuned(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         pretend(patch)
         patch.setenv("AUTOTUNE_CACHE", str(folder / "cache"))
         patch.setattr(paths, "SYSTEM_LAYER", str(folder / "system"))
+        # All points, so that what other wishes need doesn't depend on how this host did.
+        patch.setattr(pipeline, "gather", partial(evidence.gather, whole=True))
         limits = {"prompt": 8, "output": 8, "context": 16, "max_batch": 2}
         yield path, pipeline.tune(path, Options(**limits, confirm=False), budget_s=BUDGET_S)
 
@@ -97,7 +100,7 @@ def test_other_limits_are_decided_from_what_is_saved(
 ) -> None:
     """By retune, and by tune where all points are there: nothing is timed again."""
     path, result = tuned
-    monkeypatch.setattr(pipeline.bench, "run", None)
+    monkeypatch.setattr(campaign, "run", None)
     smaller = Options(prompt=8, output=8, context=16, max_batch=1, confirm=False)
     for again in (pipeline.retune(path, smaller), pipeline.tune(path, smaller, budget_s=BUDGET_S)):
         assert again.campaign == result.campaign
@@ -122,14 +125,14 @@ def test_a_recording_decides_as_the_host_did(tuned: tuple[Path, Result], tmp_pat
 def test_the_tier_is_measured_on_gpus_as_well(compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """With their ceilings alone."""
     pretend(monkeypatch)
-    benchmark, tried = pipeline.bench.run, []
+    benchmark, tried = campaign.run, []
 
     def run(*arguments: Any, **options: Any) -> Campaign:
         found = benchmark(*arguments, **options)
         tried.extend(f"{measured.point.device} {measured.point.op}" for measured in found.measurements())
         return found
 
-    monkeypatch.setattr(pipeline.bench, "run", run)
+    monkeypatch.setattr(campaign, "run", run)
     assert pipeline.measure_tier(pipeline.detect()).name in ("Low", "Medium", "High", "Extreme")
     assert {"cpu read", "cpu peak", "cuda:0 read", "cuda:0 peak"} <= set(tried)
 
@@ -143,7 +146,7 @@ def test_a_gpu_without_torch_leaves_the_cpu_and_one_line(
     path.write_text(json.dumps(SMALL))
     missing = "torch isn't installed (the extra gpu): pip install torch"
     found = (*find_kernels(detect.detect()), Kernel("torch", "I2_S", None, missing, "gpu"))
-    monkeypatch.setattr(pipeline, "find_kernels", lambda _: (*found, replace(found[-1], format="F16")))
+    monkeypatch.setattr(evidence, "find_kernels", lambda _: (*found, replace(found[-1], format="F16")))
     result = pipeline.measure(path, Options(confirm=False), budget_s=3.0)
     assert result.device_config.strategy == "CpuOnly"
     assert [line for line in result.warnings if "torch" in line] == [f"no layer is put on cuda:0 and cuda:1: {missing}"]

@@ -16,9 +16,15 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys, time
 from autotune.progress import shown
-with shown(quiet=False) as progress:
+with shown(quiet=False) as display:
     for step in range(11):
-        progress(step / 10, step, 10)
+        display.progress(step / 10, step, 10)
+        time.sleep(0.03)
+    for step in range(4):
+        display.running(step / 4, step)
+        time.sleep(0.03)
+    for step in range(6):
+        display.measuring(step / 5, step, 5)
         time.sleep(0.03)
     if "stop" in sys.argv:
         raise SystemExit("stopped")
@@ -68,11 +74,13 @@ def in_a_terminal(*arguments: str) -> str:
 
 
 def test_a_terminal_gets_a_bar_that_grows() -> None:
-    """With the number of points, on one line."""
+    """One after the other for all that is done, on one line, each with what it is and how many of it were done."""
     output = in_a_terminal()
     assert "━" in output
-    assert "10 of 10 points" in output
-    assert "\n" not in output.split("10 of 10 points")[0]
+    said = ("10 of 10 points", "3 configurations", "5 of 5 runs")
+    assert [output.find(words) for words in said] == sorted(output.find(words) for words in said)
+    assert all(words in output for words in (*said, "timing", "running", "measuring"))
+    assert "\n" not in output.split("5 of 5 runs")[0]
 
 
 @pytest.mark.parametrize(("arguments", "left"), [((), "the summary"), (("stop",), "stopped")], ids=["done", "stopped"])
@@ -87,10 +95,10 @@ def test_elsewhere_there_are_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys
     """One at once and one every five seconds, so a log stays short; nothing on standard output."""
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with shown(quiet=False) as progress:
-        assert progress is not None
+    with shown(quiet=False) as display:
+        assert display.progress is not None
         for now in (100.0, 100.1, 104.9, 105.1, 109.0, 110.2):
-            progress((now - 100) / 20, int(now - 100), 128)
+            display.progress((now - 100) / 20, int(now - 100), 128)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
@@ -100,8 +108,28 @@ def test_elsewhere_there_are_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys
     ]
 
 
+def test_what_comes_next_gets_a_line_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However short what came before was: runs and the grid of an exam are told apart from timing kernels."""
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    with shown(quiet=False) as display:
+        assert display.progress is not None
+        assert display.running is not None
+        assert display.measuring is not None
+        display.progress(1.0, 128, 128)
+        for tried in (1, 2):
+            display.running(0.25 * tried, tried)
+        display.measuring(0.5, 3, 6)
+    assert capsys.readouterr().err.splitlines() == [
+        "timing: 128 of 128 points, 100% of the budget",
+        "running: 1 configuration, 25% of the budget",
+        "measuring: 3 of 6 runs, 50% of the budget",
+    ]
+
+
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Nor is there anything to call."""
-    with shown(quiet=True) as progress:
-        assert progress is None
+    with shown(quiet=True) as display:
+        assert tuple(display) == (None, None, None)
     assert capsys.readouterr() == ("", "")

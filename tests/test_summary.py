@@ -30,6 +30,7 @@ from autotune.summary import show, summarize
 from tests.builders import (
     build_campaign,
     build_candidate,
+    build_confirmed_result,
     build_gpu_result,
     build_host,
     build_model,
@@ -177,6 +178,79 @@ def test_the_choice_and_the_fallback_stand_side_by_side() -> None:
         ("fallback", "2 layers on cpu; 2 threads for decode, 2 for prefill; batch 1; prompts in chunks of 128"),
         ("  predicted", "80 tokens/s, TPOT 12.5 ms, TTFT 250 ms (chosen: 2.50x as fast)"),
     ]
+
+
+# What was run
+
+
+def with_runs(**changes: Any) -> Result:
+    confirmed = build_confirmed_result()
+    assert confirmed.confirmation is not None
+    return replace(confirmed, confirmation=replace(confirmed.confirmation, **changes))
+
+
+def test_what_was_measured_stands_below_what_was_predicted() -> None:
+    """For the choice and the fallback, with the interval; nothing where nothing was run."""
+    summary = summarize(build_confirmed_result(), None)
+    at = [label for label, _ in summary].index("  predicted") + 1
+    assert summary[at] == ("  measured", "190 tokens/s ±1.2%, TPOT 20 ms, TTFT 100 ms")
+    assert [value for label, value in summary if label == "  measured"][1].startswith("76 tokens/s ±1.2%, ")
+    assert "  measured" not in lines(build_result())
+
+
+def test_too_few_samples_have_no_interval() -> None:
+    """It is unknown, and not zero."""
+    confirmed = build_confirmed_result()
+    assert confirmed.confirmation is not None
+    assert confirmed.confirmation.chosen is not None
+    chosen = replace(confirmed.confirmation.chosen, relative_interval=None)
+    assert lines(with_runs(chosen=chosen, default=None))["  measured"] == "190 tokens/s, TPOT 20 ms, TTFT 100 ms"
+
+
+def test_it_says_what_was_run_and_what_that_told() -> None:
+    """How many configurations, how they ended and why no more; then what it says of engine and predictions."""
+    summary = lines(build_confirmed_result())
+    assert summary["run"].splitlines() == [
+        "4 configurations (2 complete, 1 pruned, 1 failed) on the synthetic engine in 9.5 s; nothing else could win",
+        "1.2% of a decode step is spent outside the kernels",
+    ]
+    assert summary["corrected"] == (
+        "decode on cpu: 1.050 times the predicted time in 2 runs; median error 5.0% as predicted, "
+        "1.0% when each is predicted from the others"
+    )
+    assert not {"run", "corrected"} & lines(build_result()).keys()
+
+
+@pytest.mark.parametrize(
+    ("stopped", "words"),
+    [("decided", "nothing else could win"), ("budget", "the time was up"), ("failed", "none could be run")],
+)
+def test_it_says_why_no_more_was_run(stopped: str, words: str) -> None:
+    """A budget that ended the search is told from one that was enough."""
+    assert lines(with_runs(stopped=stopped))["run"].splitlines()[0].endswith(f"; {words}")
+
+
+def test_it_says_where_layers_shared_weights_and_leaves_out_what_is_unknown() -> None:
+    """One run has no other to be predicted from."""
+    confirmed = build_confirmed_result()
+    assert confirmed.confirmation is not None
+    (report,) = confirmed.confirmation.corrections
+    alone = replace(report, runs=1, median_error_after=None)
+    summary = lines(with_runs(overhead_share=None, reused_layers=1, corrections=(alone,)))
+    assert summary["run"].splitlines()[1:] == ["1 layer had another one's weights: not all fit the memory"]
+    assert summary["corrected"].endswith("in 1 run; median error 5.0% as predicted")
+
+
+def test_runs_for_another_workload_are_no_figures_of_this_one() -> None:
+    """They still correct its predictions, and the line says whose they were."""
+    confirmed = build_confirmed_result()
+    summary = lines(replace(confirmed, workload=build_workload(name="chat", max_batch=1)))
+    assert "  measured" not in summary
+    assert "in 9.5 s, for another workload (server); nothing else" in summary["run"]
+    assert "corrected" in summary
+
+
+# What was decided
 
 
 def test_a_fallback_that_does_not_fit_is_left_out() -> None:

@@ -157,8 +157,8 @@ def test_a_model_that_cannot_be_read_gets_one_sentence(
         (("--workload", "serve", "--force"), 2, "one of chat, server, offline, got 'serve'"),
         (("--format", "Q4_0"), 2, "unknown weight format 'Q4_0': expected one of "),
         (("--kernel", "abacus"), 2, "--kernel must be one of "),
-        (("--max-tpot-ms", "1e-6"), 5, "on the time per output token can't be kept"),
-        (("--max-ttft-ms", "1e-6"), 5, "on the time to the first token can't be kept"),
+        (("--storage", "sqlite:///study.db"), 2, "--storage keeps what is run, and --no-confirm runs nothing"),
+        (("--storage", "sqlite:///study.db", "--quick"), 2, "and --quick runs nothing: leave one of them out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -169,6 +169,19 @@ def test_a_bad_option_gets_one_sentence(arguments: tuple[str, ...], code: int, e
     assert_one_sentence(answer, code)
     assert expected in answer.err
     assert shop.state() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "what"), [("--max-tpot-ms", "time per output token"), ("--max-ttft-ms", "time to the first token")]
+)
+def test_a_limit_that_no_configuration_keeps_gets_one_sentence(option: str, what: str, thorough_shop: Shop) -> None:
+    """With what could be kept, from what is saved; that stays as it is, for it is the better answer."""
+    before = thorough_shop.state()
+    answer = thorough_shop.run("small.json", *BUDGET, option, "1e-6")
+    assert_one_sentence(answer, 5)
+    assert f"on the {what} can't be kept" in answer.err
+    assert "`autotune retune` answers another limit at once" in answer.err
+    assert thorough_shop.state() == before
 
 
 @pytest.mark.parametrize(

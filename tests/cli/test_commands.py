@@ -13,7 +13,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from autotune import __version__, cli, errors, pipeline
+from autotune import __version__, cli, errors, evidence
 from autotune.arguments import COMMANDS
 from autotune.host import fingerprint
 from autotune.records import Kernel
@@ -117,15 +117,14 @@ def test_a_longer_budget_measures_again(shop: Shop, tuned: tuple[Path, Answer]) 
 @pytest.mark.parametrize(
     "options", [("--max-tpot-ms", "5000"), ("--workload", "chat"), ("--max-batch", "4")], ids=" ".join
 )
-def test_new_limits_are_answered_from_saved_measurements(
-    options: tuple[str, ...], shop: Shop, tuned: tuple[Path, Answer]
-) -> None:
+def test_new_limits_are_answered_from_saved_measurements(options: tuple[str, ...], thorough_shop: Shop) -> None:
     """The campaign is the saved one, to the last sample; and the answer is saved in its turn."""
-    answer = shop.run("small.json", *BUDGET, *options, "--json")
+    saved = thorough_shop.run("show", "small.json", "--json").result
+    answer = thorough_shop.run("small.json", *BUDGET, *options, "--json")
     assert answer.code == 0
     assert answer.err == ""
-    assert answer.result.campaign == tuned[1].result.campaign
-    assert shop.run("small.json", *BUDGET, *options, "--json").out == answer.out
+    assert answer.result.campaign == saved.campaign
+    assert thorough_shop.run("small.json", *BUDGET, *options, "--json").out == answer.out
 
 
 def test_other_lengths_that_were_not_timed_are_measured(shop: Shop, tuned: tuple[Path, Answer]) -> None:
@@ -307,8 +306,8 @@ def test_a_kernel_that_cannot_run_here_has_an_exit_code_of_its_own(
     """And one sentence with the registry's reason; nothing is measured."""
     monkeypatch.setenv("AUTOTUNE_CACHE", str(empty.cache))
     found = (*(Kernel("numpy", name, None, None) for name in ("I2_S", "F16")), Kernel("amx", "I2_S", None, "no tiles"))
-    monkeypatch.setattr(pipeline, "find_kernels", lambda host: found)
-    monkeypatch.setattr(pipeline.bench, "run", None)
+    monkeypatch.setattr(evidence, "find_kernels", lambda host: found)
+    monkeypatch.setattr(evidence.bench, "run", None)
     assert cli.main([str(empty.model), "--kernel", "amx", "--format", "I2_S"]) == 10
     assert capsys.readouterr().err == "autotune: the kernel 'amx' can't run this here: no tiles\n"
 

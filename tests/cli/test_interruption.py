@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 
+import msgspec
 import psutil
 import pytest
 
 from autotune import cli
+from autotune.records import PartRun
 from tests.cli.shop import Shop
 
 
@@ -94,3 +97,56 @@ def test_a_worker_does_not_outlive_its_parent(number: signal.Signals, shop: Shop
         assert process.returncode == -number
         wait_until(lambda: all(map(is_gone, workers)), "the end of the worker")
     assert shop.state() == before
+
+
+# While configurations run
+
+
+def samples_in(shop: Shop) -> list[PartRun]:
+    """What a search has left in its database so far."""
+    with contextlib.closing(sqlite3.connect(shop.folder / "study.db")) as database:
+        try:
+            rows = [
+                row
+                for table in ("trial_user_attributes", "study_user_attributes")
+                for row in database.execute(f"SELECT value_json FROM {table} WHERE key LIKE 'run %'")
+            ]
+        except sqlite3.OperationalError:  # there are no tables yet, or they are being written
+            return []
+    return [msgspec.json.decode(value, type=PartRun) for (value,) in rows]
+
+
+RUNNING = ("small.json", "--budget", "12", "--storage", "sqlite:///study.db", "--json")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_search_that_is_stopped_goes_on(number: signal.Signals, empty: Shop) -> None:
+    """No process is left, the prediction is saved meanwhile, kernels aren't timed again, and no sample is lost."""
+    with empty.start(*RUNNING, start_new_session=True) as process:
+        try:
+            wait_until(lambda: samples_in(empty), "the first run")
+            engines = children(process)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    wait_until(lambda: all(map(is_gone, engines)), "the end of the engine")
+    assert out == b""
+    told = [line for line in err.decode().splitlines() if not line.startswith(("timing: ", "running: "))]
+    if number == signal.SIGINT:
+        assert process.returncode in (cli.EXIT_INTERRUPTED, -signal.SIGINT)
+        assert told == ["autotune: stopped by Ctrl-C"]
+    else:
+        assert (process.returncode, told) == (-number, [])
+    predicted = empty.run("show", "small.json", "--json").result
+    assert not predicted.confirmed
+    before = samples_in(empty)
+    answer = empty.run(*RUNNING)
+    assert answer.code == 0, answer.err
+    assert "timing: " not in answer.err
+    assert answer.result.campaign == predicted.campaign
+    found = answer.result.confirmation
+    assert found is not None
+    held = {run.part: set(run.samples_s) for run in found.runs}
+    assert before
+    assert all(set(run.samples_s) <= held[run.part] for run in before)

@@ -58,6 +58,8 @@ def test_a_replayed_document_has_the_shape_of_a_tuned_one(tmp_path: Path) -> Non
         ((LLAMA, "--replay", OFFICE, "--force"), 2, "--force is about timing"),
         ((LLAMA, "--replay", OFFICE, "--quick"), 2, "--quick is about timing"),
         ((LLAMA, "--replay", OFFICE, "--budget", "9"), 2, "--budget is about timing"),
+        ((LLAMA, "--replay", OFFICE, "--no-confirm"), 2, "--no-confirm is about timing"),
+        ((LLAMA, "--replay", OFFICE, "--storage", "sqlite:///study.db"), 2, "--storage is about timing"),
         (("bitnet_b1_58-3B", "--replay", OFFICE), 9, "has no measurements of bitnet_b1_58-3B: expected matmul"),
         ((LLAMA, "--replay", OFFICE, "--workload", "chat", "--max-tpot-ms", "0.01"), 5, "can't be kept"),
         ((LLAMA, "--replay", OFFICE, "--kernel", "numpy"), 2, "--kernel is about timing"),
@@ -77,12 +79,13 @@ def test_a_replay_that_is_not_possible_is_refused(
 
 
 def test_a_host_is_recorded_with_what_a_replay_needs(recorded: tuple[Shop, Answer]) -> None:
-    """The file holds the host and the model's points, and its replay gives a configuration; nothing is cached."""
+    """The file holds the host and all of the model's points; its replay gives a configuration; nothing is cached."""
     shop, answer = recorded
     assert (answer.code, answer.out, answer.err) == (0, b"", "wrote host.json\n")
     held = recording.read(shop.folder / "host.json")
     assert (held.synthetic, len(held.campaigns), held.note) == (False, 1, "measured with small")
     assert held.campaigns[0].budget_s >= 3
+    assert held.campaigns[0].spared == 0
     replayed = shop.run("small.json", "--replay", "host.json", "--json")
     assert replayed.code == 0, replayed.err
     assert replayed.result.host == held.host

@@ -378,9 +378,8 @@ def test_time_that_starting_took_is_counted():
     assert outcome.confirmation.stopped == "budget"
     first, *others = outcome.confirmation.trials
     assert first.state == "complete"
-    assert {(trial.state, trial.reason) for trial in others} == {
-        ("pruned", "there was no time left to run it to its end")
-    }
+    assert {trial.state for trial in others} == {"pruned"}
+    assert "there was no time left to run it to its end" in {trial.reason for trial in others}
 
 
 def test_a_step_near_the_limit_is_made_sure_of_before_a_prompt_is_run():

@@ -65,6 +65,7 @@ def campaign(machine: Machine, model: Model) -> Campaign:
         cold_bytes=min(model_bytes(model), 1 << 30),
         runtime_overhead_bytes=CPU_OVERHEAD_BYTES,
         kernels=found,
+        quick=True,
         gpus=tuple(runs),
     )
 
