@@ -27,7 +27,7 @@ Order = Task | Literal["serve"] | None
 """To a member: call this; wait in compiled code; end."""
 
 _HUGE_BYTES = 4 << 20
-"""From this size on numpy asks the system for huge pages: on small ones prompts in chunks of 128 took a sixth longer."""
+"""From this size on numpy asks for huge pages: on small ones prompts in chunks of 128 were a sixth slower."""
 
 
 class Team:

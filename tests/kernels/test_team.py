@@ -242,7 +242,7 @@ def test_a_member_gets_the_same_memory_again_until_it_needs_more():
         assert smaller.ctypes.data == first.ctypes.data
         smaller[:] = 3
         assert first.reshape(-1)[:15].tolist() == [3] * 15
-        larger = team.scratch(0, (11, 10))
+        larger = team.scratch(0, (1025, 1024))  # more than the least there is
         assert not np.shares_memory(larger, first)
         assert np.shares_memory(team.scratch(0, (10, 10)), larger)
 
