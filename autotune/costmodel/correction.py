@@ -195,22 +195,6 @@ def corrections(
     return {device: Correction(found, device) for device, found in observations.items()}
 
 
-def pooled(runs: Iterable[PartRun]) -> Iterator[PartRun]:
-    """One run for each part, with the samples of all."""
-    of_part: dict[Part, list[PartRun]] = {}
-    for run in runs:
-        of_part.setdefault(run.part, []).append(run)
-    for part, found in of_part.items():
-        yield PartRun(
-            part,
-            samples_s=tuple(sample for run in found for sample in run.samples_s),
-            device_s={
-                device: tuple(sample for run in found for sample in run.device_s.get(device, ()))
-                for device in dict.fromkeys(device for run in found for device in run.device_s)
-            },
-        )
-
-
 def _observe(run: PartRun, predicted_s: Mapping[str, float]) -> Iterator[tuple[str, _Observation]]:
     """What a part's samples tell of each device that has work in it."""
     working = {device: time_s for device, time_s in predicted_s.items() if time_s > 0}

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from autotune.costmodel.bottleneck import bound_by
 from autotune.costmodel.caveats import caveats
-from autotune.costmodel.correction import Correction, corrections, pooled
+from autotune.costmodel.correction import Correction, corrections
 from autotune.costmodel.device import DeviceModel
 from autotune.costmodel.points import timed_devices
 from autotune.costmodel.roofline import Form
 from autotune.costmodel.steps import StepCosts
 from autotune.costmodel.uncorrected import Uncorrected
-from autotune.records import Campaign, Configuration, CorrectionReport, Model, Part, PartRun, Phase, Workload
+from autotune.records import Campaign, Configuration, CorrectionReport, Model, Part, PartRun, Phase, Workload, pooled
 
 Floats = NDArray[np.float64]
 

@@ -62,6 +62,7 @@ from autotune.records.runs import (
     RunFailure,
     Trial,
     part_of,
+    pooled,
 )
 
 __all__ = [
@@ -125,5 +126,6 @@ __all__ = [
     "Workload",
     "median",
     "part_of",
+    "pooled",
     "relative_median_interval",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from autotune.records.base import Record
@@ -142,3 +143,19 @@ def part_of(configuration: Configuration, workload: Workload, phase: Phase) -> P
         size=configuration.batch_size if decode else configuration.prefill_chunk,
         context=workload.decode_context if decode else workload.prompt_tokens,
     )
+
+
+def pooled(runs: Iterable[PartRun]) -> Iterator[PartRun]:
+    """One run for each part, with the samples of all."""
+    of_part: dict[Part, list[PartRun]] = {}
+    for run in runs:
+        of_part.setdefault(run.part, []).append(run)
+    for part, found in of_part.items():
+        yield PartRun(
+            part,
+            samples_s=tuple(sample for run in found for sample in run.samples_s),
+            device_s={
+                device: tuple(sample for run in found for sample in run.device_s.get(device, ()))
+                for device in dict.fromkeys(device for run in found for device in run.device_s)
+            },
+        )

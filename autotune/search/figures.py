@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from autotune.records import Configuration, Measured, Part, PartRun, Phase, Workload, part_of
+from autotune.records import Configuration, Measured, Part, PartRun, Phase, Workload, part_of, pooled
 from autotune.search.contest import TIE
 from autotune.search.evaluate import serving_time_s
 
@@ -51,13 +51,8 @@ class Runs:
 
     def add(self, run: PartRun) -> None:
         """Add samples to what there is of their part."""
-        before = self._runs.get(run.part, PartRun(run.part, (), {}))
-        devices = dict.fromkeys((*before.device_s, *run.device_s))
-        self._runs[run.part] = PartRun(
-            run.part,
-            (*before.samples_s, *run.samples_s),
-            {device: (*before.device_s.get(device, ()), *run.device_s.get(device, ())) for device in devices},
-        )
+        before = self._runs.get(run.part)
+        (self._runs[run.part],) = pooled([run] if before is None else [before, run])
 
     def all(self) -> tuple[PartRun, ...]:
         """One run per part, in the order first run."""

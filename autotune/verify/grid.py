@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 from autotune.bench.campaign import Progress
 from autotune.costmodel.steps import Seconds
 from autotune.engine.interface import Engine
-from autotune.records import Configuration, Grid, GridPart, Part, PartRun, Phase, RunFailure, Workload, part_of
+from autotune.records import (
+    Configuration,
+    Grid,
+    GridPart,
+    Part,
+    PartRun,
+    Phase,
+    RunFailure,
+    Workload,
+    part_of,
+    pooled,
+)
 from autotune.search.evaluate import Evaluation, Evaluator
 from autotune.search.space import Point
 
@@ -303,10 +314,5 @@ def _run(
     if earlier is None:
         return GridPart(outcome, spent_s)
     if isinstance(outcome, PartRun) and isinstance(earlier.outcome, PartRun):
-        before = earlier.outcome
-        outcome = replace(
-            before,
-            samples_s=before.samples_s + outcome.samples_s,
-            device_s={device: before.device_s.get(device, ()) + more for device, more in outcome.device_s.items()},
-        )
+        (outcome,) = pooled((earlier.outcome, outcome))
     return GridPart(outcome, earlier.spent_s + spent_s)
