@@ -1,14 +1,13 @@
-"""The exam, several times over: ``python tests/benchmarks/verify_runs.py [--runs N] [--out FOLDER] [MODEL ...]``.
+"""The exam of several tunes: ``python tests/benchmarks/verify_runs.py [--runs N] [--out FOLDER] [MODEL ...]``.
 
-Each run tunes a model for every workload from nothing, measures one grid for all of them, and examines what was chosen.
-Prints Markdown: a row per run and workload, and what the runs come to. With ``--out`` every run's results and
-verification are kept there as JSON, and with ``--read`` the tables are made of these, without running anything.
+Tunes a model for every workload several times, each time from nothing; then measures one grid and examines all that was
+chosen. Prints Markdown: a row per run and workload, and what the runs come to. With ``--out`` results and verification
+are kept there as JSON, and with ``--read`` the tables are made of these, without running anything.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,15 +24,19 @@ from autotune.verify.run import examine_results
 MODELS = ("bitnet_b1_58-large", "bitnet-b1.58-2B-4T")
 
 
-def verified(model: str, seed: int, out: Path | None) -> Verification:
-    """One run."""
-    results = [measure(model, Options(workload=workload), budget_s=None, seed=seed) for workload in WORKLOADS]
-    found = examine_results(results, seed=seed)
+def verified(model: str, runs: int, repeats: int, out: Path | None) -> Verification:
+    """All runs of a model, one after the other, and their exam."""
+    results = [
+        measure(model, Options(workload=workload), budget_s=None, seed=run)
+        for run in range(runs)
+        for workload in WORKLOADS
+    ]
+    found = examine_results(results, repeats=repeats)
     if out is not None:
-        for result in results:
-            path = out / f"{model}-{result.workload.name}-{seed}.result.json"
+        for place, result in enumerate(results):
+            path = out / f"{model}-{result.workload.name}-{place // len(WORKLOADS)}.result.json"
             path.write_bytes(msgspec.json.encode(result))
-        (out / f"{model}-{seed}.verification.json").write_bytes(msgspec.json.encode(found))
+        (out / f"{model}.verification.json").write_bytes(msgspec.json.encode(found))
     return found
 
 
@@ -57,7 +60,7 @@ def row(model: str, run: int, exam: Exam) -> str:
         str(run),
         brief(exam.chosen),
         "-" if exam.measured is None else f"{exam.measured.tokens_per_s:.1f}",
-        f"{percent(exam.regret)} ({percent(low)} to {percent(high)})",
+        f"{percent(exam.regret)} ({percent(low)} to {percent(high)}), {percent(exam.cross_fitted_regret)}",
         *(
             f"{percent(errors.median)}, {percent(errors.p90)}"
             for each in (before, after)
@@ -92,29 +95,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of the grid")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--read", type=Path)
     args = parser.parse_args()
     print(
-        "| model | workload | run | threads, batch, chunk | tokens/s | regret % (95 %) | parts before: median, p90 % "
-        "| configurations before | parts after | configurations after | rank | tune s "
+        "| model | workload | run | threads, batch, chunk | tokens/s | regret % (95 %), cross-fitted "
+        "| parts before: median, p90 % | configurations before | parts after | configurations after | rank | tune s "
         "| exhaustive / tune | memory MiB |"
     )
     print(f"|{' --- |' * 14}")
     exams: dict[tuple[str, str], list[Exam]] = {}
-    for run in range(args.runs):
-        for model in args.models:
-            if args.read is not None:
-                path = args.read / f"{model}-{run}.verification.json"
-                if not path.exists():
-                    continue
-                found = msgspec.json.decode(path.read_bytes(), type=Verification)
-            else:
-                found = verified(model, run, args.out)
-            for exam in found.exams:
-                exams.setdefault((model, exam.workload.name), []).append(exam)
-                print(row(model, run, exam))
-            sys.stdout.flush()
+    for model in args.models:
+        if args.read is None:
+            found = verified(model, args.runs, args.repeats, args.out)
+        else:
+            path = args.read / f"{model}.verification.json"
+            found = msgspec.json.decode(path.read_bytes(), type=Verification)
+        for exam in found.exams:
+            own = exams.setdefault((model, exam.workload.name), [])
+            own.append(exam)
+            print(row(model, len(own), exam))
+        print(f"<!-- the grid of {model}: {len(found.grid.parts)} parts, {found.grid.spent_s:.0f} s -->", flush=True)
     print()
     for (model, _), own in exams.items():
         for line in conclusions(model, own):
