@@ -56,11 +56,17 @@ def main() -> None:
         rate = read / run.median_s
         share = rate / result.cost_model.read_bytes_per_s[str(threads)]
         outside, interval = overhead[threads, batch], run.relative_interval
-        print(
-            f"| {threads} | {batch} | {run.median_s * 1e3:.1f} "
-            f"| {'-' if interval is None else f'{interval * 100:.1f}'} | {batch / run.median_s:.1f} | {rate / 1e9:.1f} | {share * 100:.0f} "
-            f"| {'-' if outside is None else f'{outside * 100:.1f}'} |"
+        cells = (
+            threads,
+            batch,
+            f"{run.median_s * 1e3:.1f}",
+            "-" if interval is None else f"{interval * 100:.1f}",
+            f"{batch / run.median_s:.1f}",
+            f"{rate / 1e9:.1f}",
+            f"{share * 100:.0f}",
+            "-" if outside is None else f"{outside * 100:.1f}",
         )
+        print(f"| {' | '.join(map(str, cells))} |")
 
 
 if __name__ == "__main__":
