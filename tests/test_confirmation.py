@@ -253,6 +253,30 @@ def test_a_search_in_another_format_does_not_know_of_the_runs(
     assert asked[0]["known"] == ()
 
 
+@pytest.mark.parametrize(
+    ("stopped", "reason", "words"),
+    [
+        ("budget", None, "the time was up before the best could be run to its end; --budget allows more"),
+        ("decided", "it breaks the limit on the time per output token", "it breaks the limit on the time per output"),
+        ("decided", None, "none keeps the limits as measured"),
+    ],
+)
+def test_it_is_told_why_nothing_that_was_run_is_the_answer(
+    confirmed: Result, monkeypatch: pytest.MonkeyPatch, stopped: str, reason: str | None, words: str
+) -> None:
+    """Whether more time would help, or the limits are what nothing keeps."""
+    predicted = predicted_of(confirmed)
+    evidence = recall(predicted, predicted.host)
+    found = confirmed.confirmation
+    assert found is not None
+    trial = replace(found.trials[0], state="infeasible", reason=reason)
+    empty = replace(found, stopped=stopped, trials=(trial,), chosen=None, failures=())
+    search_gives(lambda *_, **__: Outcome(empty, None, evidence.cost_model), monkeypatch)
+    result = confirmation.confirm(evidence, predicted, budget_s=1.0, started=0.0)
+    assert words in result.warnings[-1]
+    assert not result.confirmed
+
+
 def test_a_search_is_kept_and_goes_on(confirmed: Result, model: Path, tmp_path: Path) -> None:
     """The second one knows all that the first one ran."""
     predicted = predicted_of(confirmed)

@@ -8,6 +8,7 @@ behind, and for samples that the database had before and hasn't any more.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import subprocess
@@ -37,10 +38,14 @@ def samples_in(url: str) -> tuple[Counter[str], int]:
     return held, trials
 
 
-def wait_for_runs(process: subprocess.Popen[str]) -> bool:
-    """Read what the process tells until it runs configurations; whether it came to that."""
-    assert process.stderr is not None
-    return any(line.startswith("running:") for line in process.stderr)
+def wait_for_engine(process: psutil.Process) -> bool:
+    """Wait until the process has started the engine; whether it came to that."""
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(psutil.Error):
+            if any("autotune.engine.worker" in child.cmdline() for child in process.children()):
+                return True
+        time.sleep(0.02)
+    return False
 
 
 def left_behind(children: list[psutil.Process]) -> int:
@@ -54,25 +59,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="bitnet_b1_58-large")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--within", type=float, default=12.0, help="seconds of the runs in which it is killed")
+    parser.add_argument(
+        "--within", type=float, default=12.0, help="seconds from the engine's start in which it is killed"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'study.db'}"
-        command = [sys.executable, "-m", "autotune", args.model, "--storage", url]
-        environment = {**os.environ, "AUTOTUNE_CACHE": folder, "PYTHONUNBUFFERED": "1"}
+        # The largest batches: their search takes the longest.
+        command = [sys.executable, "-m", "autotune", args.model, "--workload", "offline", "--storage", url]
+        environment = {**os.environ, "AUTOTUNE_CACHE": folder}
         held: Counter[str] = Counter()
         print("kill   after s   trials   runs kept   runs lost   processes left")
         for kill in range(1, args.kills + 1):
-            with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-                if not wait_for_runs(process):
+            with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+                parent = psutil.Process(process.pid)
+                if not wait_for_engine(parent):
                     print(f"{kill:4d}   the search had ended before")
                     continue
                 after_s = rng.uniform(0, args.within)
                 time.sleep(after_s)
-                parent = psutil.Process(process.pid)
                 ended = process.poll() is not None
                 children = [] if ended else parent.children(recursive=True)
                 process.kill()

@@ -100,7 +100,7 @@ def test_the_document_holds_raw_samples_machine_versions_and_ceilings(tmp_path):
 
 
 def test_a_model_has_its_layers_and_its_head_timed(capsys):
-    asked = ["--model", "BITNET_B1_58-large", "--m", "1", "--threads", "1", "--seconds", "0.2", "--memory", "cold"]
+    asked = ["--model", "BITNET_B1_58-large", "--m", "1", "--threads", "1", "--seconds", "2", "--memory", "cold"]
     assert main([*asked, "--kernel", "numpy", "--format", "I2_S", "F16", "--no-peer", "--arena-mib", "192"]) == 0
     out = capsys.readouterr().out
     assert "q/k/v/o 1536 x 1536" in out
