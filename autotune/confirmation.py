@@ -15,7 +15,7 @@ from autotune.costmodel.points import counted, fastest, timed_devices
 from autotune.engine.reference import ReferenceEngine
 from autotune.engine.stages import Kernels
 from autotune.errors import BenchmarkError
-from autotune.evidence import Evidence, thread_counts
+from autotune.evidence import Evidence, axes_of
 from autotune.model import memory
 from autotune.records import Campaign, Configuration, Confirmation, Host, Measured, Model, Result, Workload
 from autotune.room import room_on
@@ -24,7 +24,6 @@ from autotune.search.decide import Proven
 from autotune.search.measured import Outcome, Running, search
 from autotune.search.variants import format_of
 from autotune.search.wording import compared
-from autotune.search.workload import batch_grid, chunk_grid
 
 _LARGEST_NOISE = 0.03
 """Relative; runs that differ by more are told apart on a host of any noise: by their own samples, of which more are
@@ -68,9 +67,7 @@ def confirm(
             host=host,
             room=room_on(host, campaign, cost_model.devices),
             default=fallback(model, host, workload),
-            threads=thread_counts(host, cost_model),
-            batches=batch_grid(workload.max_batch),
-            chunks=chunk_grid(workload.prompt_tokens),
+            **axes_of(host, cost_model, workload)._asdict(),
             noise=min(noise_of(campaign), _LARGEST_NOISE),
             budget_s=budget_s,
             known=earlier,

@@ -52,6 +52,14 @@ class Evidence(NamedTuple):
     run_format: str | None = None
 
 
+class Axes(NamedTuple):
+    """What is offered beside placements: thread counts, batch sizes and prefill chunks, each ascending."""
+
+    threads: Sequence[int]
+    batches: Sequence[int]
+    chunks: Sequence[int]
+
+
 def gather(
     model: str | os.PathLike[str],
     options: Options,
@@ -117,11 +125,7 @@ def recall(saved: Result, host: Host) -> Evidence:
 def alternatives(evidence: Evidence, workload: Workload) -> list[Alternative]:
     """The formats to choose from, each with its step costs."""
     cost_model = evidence.cost_model
-    axes = (
-        thread_counts(evidence.host, cost_model),
-        batch_grid(workload.max_batch),
-        chunk_grid(workload.prompt_tokens),
-    )
+    axes = axes_of(evidence.host, cost_model, workload)
     return [
         Alternative(
             format_of(model),
@@ -131,6 +135,11 @@ def alternatives(evidence: Evidence, workload: Workload) -> list[Alternative]:
         )
         for model in evidence.models
     ]
+
+
+def axes_of(host: Host, cost_model: CostModel, workload: Workload) -> Axes:
+    """What a host and a workload leave to choose from."""
+    return Axes(thread_counts(host, cost_model), batch_grid(workload.max_batch), chunk_grid(workload.prompt_tokens))
 
 
 def thread_counts(host: Host, cost_model: CostModel) -> list[int]:

@@ -11,7 +11,7 @@ from autotune.bench.campaign import Progress
 from autotune.confirmation import open_engine
 from autotune.costmodel.model import CostModel
 from autotune.errors import UsageError
-from autotune.evidence import Evidence, recall, thread_counts
+from autotune.evidence import Evidence, axes_of, recall
 from autotune.options import Options
 from autotune.pipeline import measure
 from autotune.records import Configuration, Result, RunFailure, Verification, part_of
@@ -20,7 +20,6 @@ from autotune.search.baselines import Baseline, applicable
 from autotune.search.evaluate import Evaluator, build_evaluator
 from autotune.search.measured import Running
 from autotune.search.variants import format_of
-from autotune.search.workload import batch_grid, chunk_grid
 from autotune.verify.exam import Predictions, examine, subject
 from autotune.verify.grid import PHASES, measure_grid, measure_memory, plan_grid, shared
 
@@ -143,11 +142,5 @@ def _candidate(result: Result) -> Candidate:
 def _evaluator(evidence: Evidence, result: Result, cost_model: CostModel) -> Evaluator:
     """The space of a result's model and workload under a cost model's predictions."""
     host, model, workload = evidence.host, result.model, result.workload
-    costs = cost_model.steps(
-        model,
-        workload,
-        thread_counts(host, cost_model),
-        batch_grid(workload.max_batch),
-        chunk_grid(workload.prompt_tokens),
-    )
+    costs = cost_model.steps(model, workload, *axes_of(host, cost_model, workload))
     return build_evaluator(model, workload, costs, room_on(host, evidence.campaign, cost_model.devices))
