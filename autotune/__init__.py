@@ -5,11 +5,14 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveTuner",
     "AutotuneError",
     "DeviceConfig",
     "Options",
+    "PerformanceMetrics",
     "Result",
     "__version__",
+    "get_adaptive_device_config",
     "get_fallback_config",
     "get_optimal_device_config",
     "load_result",
@@ -18,6 +21,9 @@ __all__ = [
 
 TYPE_CHECKING = False  # typing alone would double the time that importing this package takes
 if TYPE_CHECKING:
+    from autotune.adapt.loading import get_adaptive_device_config
+    from autotune.adapt.metrics import PerformanceMetrics
+    from autotune.adapt.tuner import AdaptiveTuner
     from autotune.errors import AutotuneError
     from autotune.loader import get_fallback_config, get_optimal_device_config, load_result
     from autotune.options import Options
@@ -27,10 +33,13 @@ if TYPE_CHECKING:
 
 # Imported when first used (PEP 562): a program that only loads a configuration doesn't pay for the tuner.
 _HOMES = {
+    "AdaptiveTuner": "autotune.adapt.tuner",
     "AutotuneError": "autotune.errors",
     "DeviceConfig": "autotune.records.result",
     "Options": "autotune.options",
+    "PerformanceMetrics": "autotune.adapt.metrics",
     "Result": "autotune.records.result",
+    "get_adaptive_device_config": "autotune.adapt.loading",
     "get_fallback_config": "autotune.loader",
     "get_optimal_device_config": "autotune.loader",
     "load_result": "autotune.loader",

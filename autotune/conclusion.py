@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Literal
 
 from msgspec.structs import replace
 
 from autotune.bench.shortfalls import shortfalls
 from autotune.costmodel.kernels import fastest_kernels
+from autotune.device_config import device_config
 from autotune.evidence import Evidence, alternatives
 from autotune.host.tier import Speed, classify
 from autotune.records import (
     Campaign,
-    Candidate,
     Confirmation,
     CostModelReport,
-    DeviceConfig,
     Host,
-    Hybrid,
-    HybridSplit,
     Model,
     Result,
     Tier,
@@ -60,8 +55,8 @@ def conclude(
         MemoryLimitError: No configuration fits the memory.
         ConstraintError: None keeps the workload's limits.
     """
-    models, host, campaign, cost_model, reports, _, _ = evidence
-    chosen, decision = decide(
+    models, host, campaign, cost_model, reports = evidence[:5]
+    chosen, decision, smaller = decide(
         alternatives(evidence, workload),
         workload,
         room=room_on(host, campaign, cost_model.devices),
@@ -74,8 +69,8 @@ def conclude(
     model = chosen.model
     configuration = decision.chosen.configuration
     return Result(
-        device_config=_device_config(decision.chosen, host),
-        provenance="measured",
+        device_config=device_config(decision.chosen, host.gpus),
+        provenance="measured" if evidence.origin is None else "imported",
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         host=host,
         tier=tier_of(host, campaign, reports),
@@ -93,6 +88,8 @@ def conclude(
         alternatives=tuple(other for other in models if other is not model),
         gpu_cost_models=reports[1:],
         confirmation=_of_choice(evidence, model, proven),
+        smaller=smaller,
+        origin=evidence.origin,
     )
 
 
@@ -129,37 +126,3 @@ def noise_of(campaign: Campaign) -> float:
     of_gpus = [run.noise for run in campaign.gpus if run.failure is None and run.noise is not None]
     widths = [noise.median_relative_interval for noise in (campaign.noise, *of_gpus)]
     return max(_UNKNOWN_NOISE if width is None else width for width in widths)
-
-
-def _device_config(chosen: Candidate, host: Host) -> DeviceConfig:
-    """What a loader needs of a configuration."""
-    configuration = chosen.configuration
-    cpu_layers = configuration.device_layers.get("cpu", 0)
-    gpu_layers = sum(configuration.device_layers.values()) - cpu_layers
-    strategy: Literal["CpuOnly", "GpuOnly"] | Hybrid
-    if not gpu_layers:
-        strategy = "CpuOnly"
-    elif not cpu_layers and configuration.head_device != "cpu":
-        strategy = "GpuOnly"
-    else:
-        strategy = Hybrid(HybridSplit(cpu_layers=cpu_layers, gpu_layers=gpu_layers))
-    return DeviceConfig(
-        strategy=strategy,
-        cpu_threads=configuration.decode_threads,
-        gpu_memory_fraction=_gpu_memory_fraction(chosen, host),
-        recommended_batch_size=configuration.batch_size,
-    )
-
-
-def _gpu_memory_fraction(chosen: Candidate, host: Host) -> float | None:
-    """The largest share of a GPU's memory that the plan takes, rounded up to a thousandth; None without a GPU.
-
-    Of a GPU that doesn't tell its size, the share of what may be planned with.
-    """
-    shares = []
-    for use in chosen.predicted.memory:
-        if use.device != "cpu":
-            gpu = host.gpus.usable.get(use.device)
-            total_bytes = (gpu.memory_total_bytes if gpu is not None else None) or use.available_bytes
-            shares.append(use.total_bytes / total_bytes)
-    return min(1.0, math.ceil(max(shares) * 1000) / 1000) if shares else None

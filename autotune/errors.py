@@ -44,3 +44,11 @@ class StoreError(AutotuneError):
 
 class ResultNotFoundError(AutotuneError):
     """Raised when a command needs a saved result and this host has none for the model."""
+
+
+class RegressionError(AutotuneError):
+    """Raised when something got worse: a comparison found so, or a saved result's figures no longer hold here."""
+
+
+class ExportError(AutotuneError):
+    """Raised when a target of ``export`` can't express a configuration."""

@@ -17,12 +17,11 @@ from autotune.bench.rivals import choose_kernels, gates
 from autotune.bench.shortfalls import check_complete
 from autotune.costmodel.heldout import fit
 from autotune.costmodel.model import CostModel
-from autotune.host.detect import detect
 from autotune.host.kernels import find_kernels
 from autotune.host.limits import FALLBACK_THREADS
 from autotune.model import memory
 from autotune.options import Options
-from autotune.records import Campaign, Confirmation, CostModelReport, Host, Kernel, Model, Result, Workload
+from autotune.records import Campaign, Confirmation, CostModelReport, Host, Kernel, Model, Origin, Result, Workload
 from autotune.room import check_fits, room_on
 from autotune.search.decide import Alternative
 from autotune.search.relevance import Relevance
@@ -41,6 +40,7 @@ class Evidence(NamedTuple):
         reports: On the fit, the CPU's first, then one per kind of GPU.
         confirmation: What was run, which corrects the cost model; None: nothing was.
         run_format: The weight format that it was run in; None: nothing was.
+        origin: Where it was measured, if on another host of this one's hardware class; None: here.
     """
 
     models: tuple[Model, ...]
@@ -50,6 +50,7 @@ class Evidence(NamedTuple):
     reports: tuple[CostModelReport, ...]
     confirmation: Confirmation | None = None
     run_format: str | None = None
+    origin: Origin | None = None
 
 
 class Axes(NamedTuple):
@@ -84,6 +85,8 @@ def gather(
     Raises:
         AutotuneError: As for ``pipeline.tune``.
     """
+    from autotune.host.detect import detect  # it takes longer to import than all that reads saved evidence
+
     host = detect()
     found = find_kernels(host)
     models = read_variants(model, options.format, found)
@@ -119,7 +122,9 @@ def recall(saved: Result, host: Host) -> Evidence:
     runs = () if saved.confirmation is None else saved.confirmation.runs
     cost_model = CostModel(saved.campaign, forms, runs, saved.model)
     run_format = None if saved.confirmation is None else format_of(saved.model)
-    return Evidence(models_of(saved), host, saved.campaign, cost_model, reports, saved.confirmation, run_format)
+    return Evidence(
+        models_of(saved), host, saved.campaign, cost_model, reports, saved.confirmation, run_format, saved.origin
+    )
 
 
 def alternatives(evidence: Evidence, workload: Workload) -> list[Alternative]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from autotune.records.configuration import DeviceConfig
     from autotune.records.result import Result
     from autotune.store.entry import Entry
+    from autotune.validity.shortage import Shortage
 
     ModelName = str | os.PathLike[str]
     Question = tuple[str, str, str | None]
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 class FallbackWarning(UserWarning):
     """Warns that there is no saved result for a model, and names the command that makes one."""
+
+
+class ShrunkWarning(UserWarning):
+    """Warns that a saved configuration doesn't fit the memory there is now, and says what is used instead."""
 
 
 class _Answer:
@@ -52,6 +57,9 @@ def get_optimal_device_config(
     format: str | None = None,  # noqa: A002 (the option's name)
 ) -> DeviceConfig:
     """The configuration saved for a model on this host, or the fallback with a `FallbackWarning`.
+
+    Where it doesn't fit the memory there is by now, it is the best of those saved with it that does, with a
+    `ShrunkWarning`.
 
     Never benchmarks, and never raises for a model, cache or host that is not as expected: a program that
     loads a model must start. After the first call it costs a few calls of stat, until a file changes.
@@ -142,6 +150,18 @@ def find_entry(model: ModelName, workload: str, format: str | None) -> Entry | N
     return cache.read(_this_host(), digest(resolve(name), format), workload)
 
 
+def memory_shortage(entry: Entry) -> str | None:
+    """Whether a saved configuration lacks memory on this host now, and what loaders get instead, in words; None: no.
+
+    Raises:
+        BadEntry: Where the entry can't be read.
+    """
+    from autotune.validity.shortage import decode, find_shortage
+
+    shortage = find_shortage(decode(entry))
+    return None if shortage is None else _describe(shortage)
+
+
 def _question(model: ModelName, workload: str, format: str | None) -> Question:  # noqa: A002
     check_workload(workload)
     return os.fspath(model), workload, format
@@ -149,7 +169,7 @@ def _question(model: ModelName, workload: str, format: str | None) -> Question: 
 
 def _look_up(question: Question, layers: tuple[str, ...]) -> _Answer:
     from autotune.model.source import digest, resolve, split_paths
-    from autotune.store.schema import decode_device_config
+    from autotune.validity.shortage import decode, find_shortage
 
     # Signatures are taken before the files are read: a change in between is noticed by the next call.
     model, workload, weight_format = question
@@ -161,10 +181,20 @@ def _look_up(question: Question, layers: tuple[str, ...]) -> _Answer:
     except (AutotuneError, OSError) as error:
         return _fall_back(question, seen, reason=str(error))
     seen.update((path, _signature(path)) for path in map(key.path_in, layers))
-    config = cache.read_as(decode_device_config, key.host, key.model, key.workload)
-    if config is None:
-        return _fall_back(question, seen, reason="nothing is saved for this model and host")
-    return _Answer(config, seen)
+    found = cache.read_as(lambda entry: (entry, decode(entry)), key.host, key.model, key.workload)
+    if found is None:
+        return _fall_back(question, seen, reason=_why_missed(question, key, layers))
+    # Memory is looked at when an answer is looked up, and not at each later call: by then what it is for has been
+    # loaded, takes the memory itself, and can't become smaller any more.
+    entry, saved = found
+    shortage = find_shortage(saved)
+    if shortage is None:
+        return _Answer(saved.device_config, seen)
+    from autotune.options import retune_command
+
+    message = f"{_describe(shortage)}; decide anew with: {retune_command(model, entry.request)}"
+    warnings.warn(message, ShrunkWarning, stacklevel=3)  # the caller of get_optimal_device_config
+    return _Answer(shortage.config or get_fallback_config(), seen)
 
 
 def _fall_back(question: Question, seen: dict[str, Signature], reason: str) -> _Answer:
@@ -176,6 +206,25 @@ def _fall_back(question: Question, seen: dict[str, Signature], reason: str) -> _
         message = f"using the fallback configuration, for {reason}; tune with: {tune_command(*question)}"
         warnings.warn(message, FallbackWarning, stacklevel=4)  # the caller of get_optimal_device_config
     return answer
+
+
+def _why_missed(question: Question, key: Key, layers: tuple[str, ...]) -> str:
+    reason = "nothing is saved for this model and host"
+    if question in _warned:  # and so it isn't said
+        return reason
+    from autotune.validity.changes import explain_miss
+
+    change = explain_miss(key, layers)
+    return reason if change is None else f"{reason} ({change})"
+
+
+def _describe(shortage: Shortage) -> str:
+    instead = (
+        f"using {shortage.change}"
+        if shortage.config is not None
+        else "no smaller one that is saved fits either: using the fallback configuration, which may not fit"
+    )
+    return f"the saved configuration needs {shortage.lacking}: {instead}"
 
 
 def _this_host() -> str:

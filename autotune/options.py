@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 from autotune.errors import BudgetError, UsageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 DEFAULT_BUDGET_S = 16.0
 """For timing kernels; on a quiet host a third of it is enough."""
 QUICK_BUDGET_S = 7.5
@@ -119,11 +123,17 @@ def counted_budget_s(benchmark_s: float, *, quick: bool) -> float:
 
 def tune_command(model: str, workload: str, weight_format: str | None, kernel: str | None = None) -> str:
     """The command that makes the result for a model, to be pasted into a shell."""
+    return _command([model], {"workload": workload, "format": weight_format, "kernel": kernel})
+
+
+def retune_command(model: str, request: Mapping[str, object]) -> str:
+    """The command that decides anew from what is saved for a model and a request, to be pasted into a shell."""
+    wished = {name: request.get(name) for name in Options._fields if name != "confirm"}
+    return _command(["retune", model], wished)
+
+
+def _command(words: list[str], options: Mapping[str, object]) -> str:
     import shlex
 
-    words = ["python", "-m", "autotune", model, "--workload", workload]
-    if weight_format is not None:
-        words += ["--format", weight_format]
-    if kernel is not None:
-        words += ["--kernel", kernel]
-    return shlex.join(words)
+    given = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items() if value is not None)
+    return shlex.join(["python", "-m", "autotune", *words, *(word for pair in given for word in pair)])

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotune.errors import MemoryLimitError
+from autotune.host.memory import USABLE_SHARE
 from autotune.model import memory
 from autotune.model.memory import Room
 from autotune.records import Campaign, Host, Model, Workload
 from autotune.search.workload import chunk_grid
-
-_USABLE_SHARE = 0.9
-"""Share of the usable memory that a configuration may plan with: the rest is for what else runs and grows."""
 
 
 def check_fits(models: Sequence[Model], workload: Workload, host: Host) -> None:
@@ -56,4 +54,4 @@ def gpu_bytes(host: Host, campaign: Campaign) -> dict[str, int]:
 
 
 def _plannable_bytes(usable_bytes: int) -> int:
-    return int(usable_bytes * _USABLE_SHARE)
+    return int(usable_bytes * USABLE_SHARE)

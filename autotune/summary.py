@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from autotune.model.memory import model_bytes, readable_bytes
+from autotune import checked
+from autotune.model.sizes import readable_bytes
 from autotune.records import (
     Campaign,
     Candidate,
-    CostModelReport,
     Gpu,
     GpuRun,
     HeldOut,
@@ -22,6 +22,7 @@ from autotune.records import (
     Measured,
     Measurement,
     Model,
+    Origin,
     Point,
     Result,
     SiteKernels,
@@ -46,31 +47,33 @@ def summarize(result: Result, saved_in: str | None) -> Lines:
     run = result.confirmation if result.confirmed else None
     lines = [
         ("host", _host(result.host)),
+        *([] if result.origin is None else [("imported", _origin(result.origin))]),
         ("tier", f"{result.tier.name}: {result.tier.reason}"),
         ("model", _model(result.model)),
         ("workload", _workload(result.workload)),
         ("timed", _timed(result.campaign)),
         ("noise", _noise(result.campaign)),
         *gpu_runs(result),
-        *[(_held_out_label(report), _held_outs(report)) for report in (result.cost_model, *result.gpu_cost_models)],
+        *held_out(result),
         *([("kernels", kernels(result))] if result.kernels else []),
         ("", ""),
         ("chosen", configuration(decision.chosen)),
         ("  predicted", figures(decision.chosen)),
-        *_measured(None if run is None else run.chosen),
-        ("  memory", _memory(decision.chosen)),
+        *measured(None if run is None else run.chosen),
+        *((f"  {label}", value) for label, value in checked.lines(result)),
+        ("  memory", memory_plan(decision.chosen)),
     ]
     if decision.default is not None:
         default_run, speedup = None if run is None else run.default, _speedup(decision.speedup_over_default)
         lines += [
             ("fallback", configuration(decision.default)),
             ("  predicted", f"{figures(decision.default)}{speedup if default_run is None else ''}"),
-            *_measured(default_run, speedup),
+            *measured(default_run, speedup),
         ]
     if decision.runner_up is not None:
         lines.append(("runner-up", f"{configuration(decision.runner_up)}: {figures(decision.runner_up)}"))
     lines += [("why", reason) for reason in decision.reasons]
-    lines += [("bound by", decision.bound_by), ("searched", _searched(result))]
+    lines += [("bound by", decision.bound_by), ("searched", searched(result))]
     lines += [*runs(result), ("", "")]
     lines += [("note", note) for note in (*result.model.notes, *result.warnings)]
     if saved_in is not None:
@@ -147,15 +150,16 @@ def _fastest(sites: Sequence[SiteKernels], paths: Mapping[tuple[str, str], str |
 def figures(candidate: Candidate) -> str:
     """Predicted figures in words."""
     predicted = candidate.predicted
-    times = f"TPOT {_duration(predicted.tpot_s)}, TTFT {_duration(predicted.ttft_s)}"
+    times = f"TPOT {duration(predicted.tpot_s)}, TTFT {duration(predicted.ttft_s)}"
     return f"{three_digits(predicted.tokens_per_s)} tokens/s, {times}"
 
 
-def _measured(found: Measured | None, speedup: str = "") -> Lines:
+def measured(found: Measured | None, speedup: str = "") -> Lines:
+    """Measured figures in words; nothing where there are none."""
     if found is None:
         return []
     interval = "" if found.relative_interval is None else f" ±{found.relative_interval:.1%}"
-    times = f"TPOT {_duration(found.tpot_s)}, TTFT {_duration(found.ttft_s)}"
+    times = f"TPOT {duration(found.tpot_s)}, TTFT {duration(found.ttft_s)}"
     return [("  measured", f"{three_digits(found.tokens_per_s)} tokens/s{interval}, {times}{speedup}")]
 
 
@@ -191,6 +195,10 @@ def runs(result: Result) -> Lines:
     return lines
 
 
+def _origin(origin: Origin) -> str:
+    return f"measured on {origin.host_label}, of the same hardware class {origin.hardware_class}, {origin.measured_at}"
+
+
 def _host(host: Host) -> str:
     threads = f"{_count(host.limits.usable_threads, 'usable thread')} (limit: {host.limits.decided_by})"
     gpus = ", ".join(map(_gpu, host.gpus.devices)) or f"no GPU ({host.gpus.absent_reason})"
@@ -207,12 +215,14 @@ def _gpu(gpu: Gpu) -> str:
 
 
 def _model(model: Model) -> str:
+    from autotune.model.memory import model_bytes  # imports numpy, which no other line needs
+
     return f"{model.name}, {_count(len(model.layers), 'layer')}, {readable_bytes(model_bytes(model))}"
 
 
 def _workload(workload: Workload) -> str:
     limits = [
-        f"{name} within {_duration(limit_s)}"
+        f"{name} within {duration(limit_s)}"
         for name, limit_s in (("TPOT", workload.max_tpot_s), ("TTFT", workload.max_ttft_s))
         if limit_s is not None
     ]
@@ -290,12 +300,15 @@ def eager_slowdown(measurements: Sequence[Measurement]) -> float | None:
     return median([times["eager"][point] / times["graph"][point] for point in both]) if both else None
 
 
-def _held_out_label(report: CostModelReport) -> str:
-    return "held-out error" if report.device == "cpu" else f"  on {report.device}"
-
-
-def _held_outs(report: CostModelReport) -> str:
-    return "; ".join(map(_held_out, report.held_out))
+def held_out(result: Result) -> Lines:
+    """How well what a fit didn't see was predicted, of each kind of device."""
+    return [
+        (
+            "held-out error" if report.device == "cpu" else f"  on {report.device}",
+            "; ".join(map(_held_out, report.held_out)),
+        )
+        for report in (result.cost_model, *result.gpu_cost_models)
+    ]
 
 
 def _held_out(error: HeldOut) -> str:
@@ -304,7 +317,8 @@ def _held_out(error: HeldOut) -> str:
     return f"{error.left_out} {error.median:.1%} median, {error.p90:.1%} p90 ({error.predictions})"
 
 
-def _memory(candidate: Candidate) -> str:
+def memory_plan(candidate: Candidate) -> str:
+    """What a configuration needs on each device, of what it may use there."""
     return "; ".join(
         f"{readable_bytes(use.total_bytes)} of {readable_bytes(use.available_bytes)} on {use.device} "
         f"(weights {readable_bytes(use.weights_bytes)}, KV cache {readable_bytes(use.kv_cache_bytes)}, "
@@ -313,7 +327,8 @@ def _memory(candidate: Candidate) -> str:
     )
 
 
-def _searched(result: Result) -> str:
+def searched(result: Result) -> str:
+    """What was searched, and how."""
     search = result.decision.search
     line = (
         f"{search.feasible:,} of {search.points:,} configurations feasible, "
@@ -328,7 +343,8 @@ def _speedup(speedup: float | None) -> str:
     return "" if speedup is None else f" (chosen: {speedup:.2f}x as fast)"
 
 
-def _duration(time_s: float) -> str:
+def duration(time_s: float) -> str:
+    """A time in seconds or milliseconds."""
     return f"{three_digits(time_s)} s" if time_s >= 1 else f"{three_digits(time_s * 1e3)} ms"
 
 

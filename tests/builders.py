@@ -16,6 +16,7 @@ from autotune.records import (
     Cache,
     Campaign,
     Candidate,
+    Check,
     Configuration,
     Confirmation,
     Core,
@@ -49,6 +50,7 @@ from autotune.records import (
     MemoryUse,
     Model,
     Noise,
+    Origin,
     PartRun,
     Point,
     PredictionExam,
@@ -375,6 +377,29 @@ def build_confirmed_result(**overrides: Any) -> Result:
     assert decision.default is not None
     confirmation = build_confirmation(result.workload, decision.chosen.configuration, decision.default.configuration)
     return replace(result, confirmation=confirmation, **overrides)
+
+
+def build_imported_result(**overrides: Any) -> Result:
+    """A confirmed result that came from another host and was checked on this one."""
+    confirmed = build_confirmed_result()
+    assert confirmed.confirmation is not None
+    assert confirmed.confirmation.chosen is not None
+    chosen = confirmed.confirmation.chosen
+    imported = replace(
+        confirmed,
+        provenance="imported",
+        origin=Origin("synthetic-twin", "haswell-2t-8g-cpu-00000000", "2026-01-01T00:00:00+00:00"),
+        smaller=(build_candidate(tokens_per_s=100.0, batch_size=2),),
+        check=Check(
+            checked_at="2026-01-03T00:00:00+00:00",
+            spent_s=4.0,
+            expected=chosen,
+            found=replace(chosen, tpot_s=chosen.tpot_s * 1.01),
+            tolerance=0.05,
+            holds=True,
+        ),
+    )
+    return replace(imported, **overrides)
 
 
 def build_exam(**overrides: Any) -> Exam:

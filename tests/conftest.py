@@ -1,4 +1,7 @@
-"""What all tests share: one cache of compiled kernels, filled before a test has to keep to a short budget; signals."""
+"""What all tests share: one cache of compiled kernels, filled before a test has to keep to a short budget; signals.
+
+And which of them need the host for themselves.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +21,27 @@ from autotune.host.kernels import find_kernels
 from ternary_kernels.arena import Arena
 from ternary_kernels.team import Team
 from tests.builders import build_model, build_workload
+
+TESTS = Path(__file__).parent
+TIMED = (
+    "bench",
+    "cli",
+    "compare",
+    "engine",
+    "verify",
+    "test_confirmation.py",
+    "test_guides.py",
+    "test_pipeline.py",
+    "test_recheck.py",
+)
+"""Tests that benchmark or run models within short budgets: beside others they would time those."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is not to be run beside other tests."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in TIMED:
+            item.add_marker(pytest.mark.timed)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,15 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import autotune
 from autotune import errors, loader
 from autotune.host import fingerprint
 from autotune.host.pseudofiles import Root
 from autotune.model import source
-from autotune.records import DeviceConfig, Result
+from autotune.records import Candidate, DeviceConfig, Result
 from autotune.store import cache, paths
-from tests.builders import build_result
+from tests.builders import build_candidate, build_result
 
 FASTER = DeviceConfig(strategy="CpuOnly", cpu_threads=3, gpu_memory_fraction=None, recommended_batch_size=16)
 ROOT = Path(__file__).parents[1]
@@ -145,7 +147,91 @@ def test_a_changed_file_in_a_models_folder_is_another_model(tmp_path: Path, mode
         loader.get_optimal_device_config(folder)
 
 
+# A saved answer on a host with less memory
+
+
+def needing(candidate: Candidate, size_bytes: int) -> Candidate:
+    (use,) = candidate.predicted.memory
+    return replace(candidate, predicted=replace(candidate.predicted, memory=(replace(use, weights_bytes=size_bytes),)))
+
+
+def save_too_large(model: Path, *smaller: Candidate, **options: object) -> str:
+    """Saves a result whose configuration needs more memory than there is in any machine; returns its file."""
+    result = result_for(model)
+    decision = replace(result.decision, chosen=needing(build_candidate(batch_size=8), 10**18))
+    return cache.write(replace(result, decision=decision, smaller=smaller), options)
+
+
+def test_a_configuration_that_no_longer_fits_is_replaced_by_one_that_does(model: Path) -> None:
+    """The first of those saved with it; the warning says why, what instead, and how to decide anew, once."""
+    path = save_too_large(
+        model,
+        needing(build_candidate(150.0, batch_size=4), 10**17),
+        needing(build_candidate(120.0, threads=1, batch_size=2), 1000),
+        needing(build_candidate(100.0, batch_size=1), 10),
+        workload="server",
+        max_batch=16,
+        max_tpot_ms=50.5,
+        confirm=True,
+        budget_s=20.0,
+    )
+    with pytest.warns(loader.ShrunkWarning) as caught:
+        config = loader.get_optimal_device_config(model)
+    assert config == DeviceConfig("CpuOnly", cpu_threads=1, gpu_memory_fraction=None, recommended_batch_size=2)
+    (warning,) = caught
+    assert re.fullmatch(
+        r"the saved configuration needs 1e\+09 GB on cpu \([0-9.]+ GB usable now\): using batch 2 instead of 8 "
+        r"\(predicted: 120 tokens/s instead of 200\); decide anew with: python -m autotune retune "
+        rf"{re.escape(str(model))} --workload server --max-batch 16 --max-tpot-ms 50\.5",
+        str(warning.message),
+    )
+    assert warning.filename == __file__
+    assert loader.get_optimal_device_config(model) == config  # warnings are errors here
+    assert Path(path).exists()
+
+
+def test_where_nothing_saved_fits_the_fallback_is_used(model: Path) -> None:
+    """With a warning that it may not fit either."""
+    save_too_large(model, needing(build_candidate(batch_size=4), 10**17))
+    with pytest.warns(loader.ShrunkWarning, match=r"no smaller one .* fits either: using the fallback .* may not fit;"):
+        assert loader.get_optimal_device_config(model) == loader.get_fallback_config()
+
+
+def test_memory_is_looked_at_again_with_a_new_result(model: Path) -> None:
+    """Decided anew, it fits."""
+    save_too_large(model)
+    with pytest.warns(loader.ShrunkWarning):
+        loader.get_optimal_device_config(model)
+    result = save(model, device_config=FASTER)
+    assert loader.get_optimal_device_config(model) == result.device_config
+
+
+def test_a_shortage_can_be_asked_for(model: Path) -> None:
+    """By commands that show what is saved; one that fits has none."""
+    save_too_large(model, needing(build_candidate(batch_size=4), 10))
+    entry = loader.find_entry(model, "server", None)
+    assert entry is not None
+    shortage = loader.memory_shortage(entry)
+    assert shortage is not None
+    assert "using batch 4 instead of 8" in shortage
+    save(model)
+    entry = loader.find_entry(model, "server", None)
+    assert entry is not None
+    assert loader.memory_shortage(entry) is None
+
+
 # The fallback
+
+
+def test_a_miss_says_what_has_changed_on_the_host(model: Path) -> None:
+    """A result of this host as it was is not used, and the warning says why not."""
+    result = result_for(model)
+    before = replace(result.host.fingerprint, cheap="0" * 32)
+    cpu = replace(result.host.cpu, name="Earlier CPU")
+    host = replace(result.host, label=os.uname().nodename, fingerprint=before, cpu=cpu)
+    cache.write(replace(result, host=host), {})
+    with pytest.warns(loader.FallbackWarning, match=r"host \(which has changed .* measured: CPU Earlier CPU -> "):
+        assert loader.get_optimal_device_config(model) == loader.get_fallback_config()
 
 
 def test_a_miss_warns_once_and_names_the_command(model: Path) -> None:

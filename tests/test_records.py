@@ -24,7 +24,7 @@ from autotune.records import (
     Record,
     relative_median_interval,
 )
-from tests.builders import build_candidate, build_confirmed_result, build_gpu_result, build_result, build_verification
+from tests.builders import build_candidate, build_gpu_result, build_imported_result, build_result, build_verification
 
 POINT = Point(op="matmul", device="cpu", kernel="numpy", threads=2, m=4, format="I2_S", n_out=256, k_in=128)
 TIMES_S = st.lists(st.floats(1e-7, 1e3), min_size=1, max_size=60)
@@ -136,7 +136,7 @@ def all_records() -> dict[str, Record]:
     other = FormatCandidate("TL2", build_candidate())
     result = replace(result, decision=replace(result.decision, other_formats=(other,)))
     found: dict[str, Record] = {}
-    waiting: list[object] = [result, build_confirmed_result(), build_verification()]
+    waiting: list[object] = [result, build_imported_result(), build_verification()]
     while waiting:
         value = waiting.pop()
         if isinstance(value, Record):

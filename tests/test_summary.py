@@ -33,6 +33,7 @@ from tests.builders import (
     build_confirmed_result,
     build_gpu_result,
     build_host,
+    build_imported_result,
     build_model,
     build_result,
     build_workload,
@@ -431,3 +432,10 @@ def test_nothing_to_show_prints_nothing(capsys: pytest.CaptureFixture[str]) -> N
     """As of an empty cache."""
     show([])
     assert capsys.readouterr().err == ""
+
+
+def test_an_imported_and_checked_result_says_so() -> None:
+    """Where it was measured, and whether its figures were found to hold here."""
+    lines = dict(summarize(build_imported_result(), None))
+    assert lines["imported"].startswith("measured on synthetic-twin, of the same hardware class haswell-2t-8g")
+    assert "which holds within 5.0%" in lines["  checked"]

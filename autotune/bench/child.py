@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Generic, NamedTuple, Self, TypeVar
@@ -49,15 +49,29 @@ class Child(Generic[Event]):
         module: What it runs, as ``python -m`` does.
         decoder: Reads the lines that it writes to its standard output.
         environment: Variables that it gets beside this process' own.
+        arguments: Words after the module's name.
+        python: The interpreter that runs it; None: this one.
+        path: Where that looks for modules beside its own places, as PYTHONPATH has it; None: where this one does.
     """
 
     def __init__(
-        self, name: str, module: str, decoder: msgspec.json.Decoder[Event], environment: Mapping[str, str]
+        self,
+        name: str,
+        module: str,
+        decoder: msgspec.json.Decoder[Event],
+        environment: Mapping[str, str],
+        *,
+        arguments: Sequence[str] = (),
+        python: str | None = None,
+        path: str | None = None,
     ) -> None:
         self._name = name
         self._module = module
         self._decoder = decoder
         self._environment = environment
+        self._arguments = arguments
+        self._python = python or sys.executable
+        self._path = path
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -66,20 +80,20 @@ class Child(Generic[Event]):
         Raises:
             BenchmarkError: It can't be started.
         """
-        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        path = os.pathsep.join(path or str(Path.cwd()) for path in sys.path) if self._path is None else self._path
         self._errors = tempfile.TemporaryFile()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module],
+                [self._python, "-P", "-m", self._module, *self._arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env={**os.environ, **dict.fromkeys(_BLAS_THREADS, "1"), **self._environment, "PYTHONPATH": paths},
+                env={**os.environ, **dict.fromkeys(_BLAS_THREADS, "1"), **self._environment, "PYTHONPATH": path},
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the child
             )
         except OSError as error:
             self._errors.close()
-            raise BenchmarkError(f"could not start {self._name} {sys.executable}: {error.strerror}") from error
+            raise BenchmarkError(f"could not start {self._name} {self._python}: {error.strerror}") from error
         threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
         return self
 

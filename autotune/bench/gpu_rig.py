@@ -22,7 +22,7 @@ from autotune.bench.gpu_subjects import GpuSubjects
 from autotune.bench.messages import GpuFacts, Job, Prepared
 from autotune.bench.plan import Task
 from autotune.bench.rig import DeviceLostError, DeviceUnusableError, Send, Subject
-from autotune.model.memory import readable_bytes
+from autotune.model.sizes import readable_bytes
 from autotune.records.measurement import FailureKind
 from ternary_kernels.cuda.arena import ALIGNMENT, DeviceArena
 from ternary_kernels.cuda.memory import is_out_of_memory

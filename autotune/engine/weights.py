@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from autotune.model import memory
 from autotune.model.fusion import fused
+from autotune.model.sizes import readable_bytes
 from autotune.records import Model, Site
 from ternary_kernels.formats import Bytes, get_format
 from ternary_kernels.formats.tail import TAIL_BYTES, make_tail
@@ -205,7 +206,7 @@ class HeldWeights:
         sums = [0, *accumulate(memory.weight_bytes(self._model.layers[index]) for index in layers)]
         own = max(count for count, size in enumerate(sums) if not count or ends_bytes + size <= room_bytes)
         if ends_bytes + sums[own] > room_bytes or (own < len(layers) and (not own or sums[own] < least_bytes)):
-            needed, there = (memory.readable_bytes(size) for size in (ends_bytes + sums[-1], room_bytes))
+            needed, there = (readable_bytes(size) for size in (ends_bytes + sums[-1], room_bytes))
             raise MemoryError(
                 f"{self._model.name}: its weights on the CPU take {needed}, and there is room for {there}"
             )

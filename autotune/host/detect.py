@@ -12,6 +12,7 @@ from autotune.host import fingerprint
 from autotune.host.cgroup import Cgroup
 from autotune.host.cpu import read_cpu
 from autotune.host.gpu import read_gpus
+from autotune.host.hardware_class import hardware_class
 from autotune.host.limits import read_limits, usable_cpus
 from autotune.host.memory import read_memory
 from autotune.host.pseudofiles import Root
@@ -53,7 +54,7 @@ def detect(root: Path = _LIVE_ROOT, environ: Mapping[str, str] = os.environ, sys
     )
     return msgspec.structs.replace(
         host,
-        fingerprint=Fingerprint(full=full_fingerprint(host), cheap=host.fingerprint.cheap),
+        fingerprint=Fingerprint(full_fingerprint(host), host.fingerprint.cheap, hardware_class(host)),
         unknown=_unknown(host),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,6 +45,40 @@ def read_gpus(environ: Mapping[str, str], nvml: Any) -> Gpus:
         return _list_devices(environ, nvml)
     finally:
         _or_none(nvml.nvmlShutdown)
+
+
+def free_now_bytes(environ: Mapping[str, str], nvml: Any) -> dict[str, int]:
+    """Memory free on each usable GPU now, with what this process holds there already; without those that don't tell.
+
+    In a container NVML may not know which processes are in it: then what this one holds doesn't count.
+
+    Args:
+        environ: The environment variables of this process.
+        nvml: The module ``pynvml``, or one with its functions.
+
+    Returns:
+        Bytes by CUDA's name of the device, ``cuda:0``.
+    """
+    try:
+        nvml.nvmlInit()
+    except pynvml.NVMLError:
+        return {}
+    try:
+        usable = read_gpus(environ, nvml).usable
+        return {
+            device: gpu.memory_free_bytes + _held_bytes(gpu, nvml)
+            for device, gpu in usable.items()
+            if gpu.memory_free_bytes is not None
+        }
+    finally:
+        _or_none(nvml.nvmlShutdown)
+
+
+def _held_bytes(gpu: Gpu, nvml: Any) -> int:
+    """What this process holds on a GPU, as far as NVML tells."""
+    handle = None if gpu.uuid is None else _or_none(nvml.nvmlDeviceGetHandleByUUID, gpu.uuid)
+    processes = None if handle is None else _or_none(nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    return sum(process.usedGpuMemory or 0 for process in processes or () if process.pid == os.getpid())
 
 
 def _list_devices(environ: Mapping[str, str], nvml: Any) -> Gpus:

@@ -1,11 +1,22 @@
-"""How much memory this process may use: what the system has available, and what its cgroups leave."""
+"""How much memory this process may use: what the system has available, and what its cgroups leave.
+
+On the loader's fast path, so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 from autotune.host.cgroup import Cgroup
 from autotune.host.pseudofiles import Root
-from autotune.host.system import System
 from autotune.records import Memory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from autotune.host.system import System
+
+USABLE_SHARE = 0.9
+"""Share of the usable memory that a configuration may plan with: the rest is for what else runs and grows."""
 
 
 def read_memory(root: Root, cgroup: Cgroup, system: System) -> Memory:
@@ -21,7 +32,7 @@ def read_memory(root: Root, cgroup: Cgroup, system: System) -> Memory:
     available = root.meminfo_bytes("MemAvailable") or system.memory_available_bytes or 0
     levels = cgroup.memory_use()
     limit, used = min(levels, key=lambda level: level[0], default=(None, None))
-    left = min((max(0, bound - (charged or 0)) for bound, charged in levels), default=available)
+    left = _left_bytes(levels, available)
     return Memory(
         total_bytes=total,
         available_bytes=available,
@@ -30,3 +41,20 @@ def read_memory(root: Root, cgroup: Cgroup, system: System) -> Memory:
         usable_bytes=min(available, left),
         decided_by="cgroup" if left < available else "available",
     )
+
+
+def usable_now_bytes(root: Root) -> int | None:
+    """What this process may use now, with what it holds already; None where the system doesn't tell.
+
+    What it holds is its anonymous and shared memory: pages of files count as available anyway.
+    """
+    available = root.meminfo_bytes("MemAvailable")
+    if available is None:
+        return None
+    left = min(available, _left_bytes(Cgroup(root).memory_use(), available))
+    return left + sum(root.status_bytes(field) or 0 for field in ("RssAnon", "RssShmem"))
+
+
+def _left_bytes(levels: Iterable[tuple[int, int | None]], available: int) -> int:
+    """What the tightest cgroup leaves; what is available where none has a limit."""
+    return min((max(0, bound - (charged or 0)) for bound, charged in levels), default=available)

@@ -65,7 +65,15 @@ class Root:
 
     def meminfo_bytes(self, field: str) -> int | None:
         """One field of /proc/meminfo (``MemTotal``, ``MemAvailable``) in bytes."""
-        for line in (self.text("/proc/meminfo") or "").splitlines():
+        return self._kibibytes("/proc/meminfo", field)
+
+    def status_bytes(self, field: str) -> int | None:
+        """One field of /proc/self/status (``RssAnon``: anonymous memory that this process holds) in bytes."""
+        return self._kibibytes("/proc/self/status", field)
+
+    def _kibibytes(self, path: str, field: str) -> int | None:
+        """The ``name: number kB`` line of a file, in bytes."""
+        for line in (self.text(path) or "").splitlines():
             name, _, value = line.partition(":")
             if name == field:
                 kibibytes = as_number(value.replace("kB", ""))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from autotune.model.memory import kv_cache_bytes, layers_bytes, model_bytes, readable_bytes, site_bytes
+from autotune.model.memory import kv_cache_bytes, layers_bytes, model_bytes, site_bytes
+from autotune.model.sizes import readable_bytes
 from autotune.model.work import Work, decode_work, hints, parameters, prefill_work
 from autotune.records import Model
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.model.sites import holds, on_gpu
+from autotune.model.sizes import readable_bytes
 from autotune.records import Configuration, Layer, MemoryUse, Model, Site, Workload
 from ternary_kernels.formats import FORMATS, get_format
 
@@ -235,15 +236,6 @@ def what_would_fit(model: Model, workload: Workload, room: Room, *, prefill_chun
         f"({shares}), but beside the runtime itself there is room for {free}: "
         f"{' or '.join(advice) or 'no shorter context and no other format'} would fit"
     )
-
-
-def readable_bytes(size_bytes: float) -> str:
-    """A size for people, in decimal units: ``1.19 GB``."""
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size_bytes >= factor:
-            value = size_bytes / factor
-            return f"{round(value, 2 if value < 10 else 1 if value < 100 else 0):g} {unit}"
-    return f"{size_bytes:.0f} B"
 
 
 def _fits(model: Model, sequences: int, rows: int, context: int, room: Room) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from autotune.model.memory import kv_cache_bytes, kv_token_bytes, layers_bytes, readable_bytes, site_bytes
+from autotune.model.memory import kv_cache_bytes, kv_token_bytes, layers_bytes, site_bytes
+from autotune.model.sizes import readable_bytes
 from autotune.records import Model, Site
 
 _LARGEST_BATCH = 4096

@@ -129,6 +129,8 @@ class Fingerprint(Record, frozen=True):
     """Digest of the detected CPU, topology, limits, GPUs, driver major version and versions."""
     cheap: str
     """Digest of the raw sources that determine those, read in under a millisecond: the key of the cache."""
+    hardware_class: str = ""
+    """What equal hosts of a fleet share, readable and fit for a file name; empty in results older than it."""
 
 
 class Kernel(Record, frozen=True):

@@ -9,7 +9,7 @@ from autotune.records.configuration import Configuration, DeviceConfig, Workload
 from autotune.records.host import Host, Tier
 from autotune.records.measurement import Campaign
 from autotune.records.model import MemoryUse, Model
-from autotune.records.runs import Confirmation
+from autotune.records.runs import Confirmation, Measured
 
 Provenance = Literal["measured", "imported", "replayed"]
 """measured: on the host that it is for. imported: on another one of its kind. replayed: decided from a recording."""
@@ -137,6 +137,32 @@ class Decision(Record, frozen=True):
     """The best with 0, 1, ... and all layers on GPUs; empty on a host without a GPU that was timed."""
 
 
+class Origin(Record, frozen=True):
+    """Where an imported result was measured."""
+
+    host_label: str
+    """Its hostname: only a label."""
+    hardware_class: str
+    measured_at: str
+    """UTC, ISO 8601."""
+
+
+class Check(Record, frozen=True):
+    """A short run of a saved result's configuration: whether what was saved holds on this host, now."""
+
+    checked_at: str
+    """UTC, ISO 8601."""
+    spent_s: float
+    expected: Measured
+    """As saved: measured, or predicted where nothing was run."""
+    found: Measured
+    tolerance: float
+    """Relative: by how much more time counts as the same."""
+    holds: bool
+    prefill_ran: bool = True
+    """Whether a prompt was run as well; False: there was no time, ``found`` has the expected TTFT, and TPOT counts."""
+
+
 class Result(Record, frozen=True):
     """One document per host, model and workload; it holds its evidence, so any stage can be replayed from it."""
 
@@ -162,6 +188,13 @@ class Result(Record, frozen=True):
     """One per kind of GPU that was timed."""
     confirmation: Confirmation | None = None
     """What was run; None: nothing was."""
+    smaller: tuple[Candidate, ...] = ()
+    """Configurations that need less memory than the chosen one on some device, the best first: what a loader takes
+    where the memory has become less."""
+    origin: Origin | None = None
+    """Where an imported result was measured; None: here."""
+    check: Check | None = None
+    """The last short run (``autotune confirm``); None: there was none since it was decided."""
 
     @property
     def confirmed(self) -> bool:

@@ -15,6 +15,7 @@ from autotune.search.contest import TIE
 from autotune.search.evaluate import Evaluation, Evaluator, build_evaluator
 from autotune.search.explain import explain, explain_format
 from autotune.search.rank import Ranking, rank
+from autotune.search.smaller import smaller
 from autotune.search.space import Point
 from autotune.search.splits import split_curve
 from autotune.search.study import run_study
@@ -42,6 +43,20 @@ class Alternative:
     model: Model
     costs: StepCosts
     bound_by: Callable[[Configuration], str]
+
+
+class Choice(NamedTuple):
+    """What was decided.
+
+    Attributes:
+        alternative: The weight format.
+        decision: The configuration in it, beside those it was compared with.
+        smaller: What to fall back on where the memory has become less; see :func:`smaller`.
+    """
+
+    alternative: Alternative
+    decision: Decision
+    smaller: tuple[Candidate, ...]
 
 
 class Proven(NamedTuple):
@@ -72,7 +87,7 @@ def decide(
     trials: int | None = None,
     seed: int = 0,
     proven: Proven | None = None,
-) -> tuple[Alternative, Decision]:
+) -> Choice:
     """Chooses weight format and configuration from predicted costs alone: no hardware, no clock but that of ranking.
 
     What was proven by running is the choice, and the costs say how it compares with what was not run.
@@ -87,9 +102,6 @@ def decide(
         trials: Optuna trials over the chosen format's space; None: no study.
         seed: Of the study.
         proven: What running configurations found; None: none was run.
-
-    Returns:
-        The alternative that was chosen, and the decision.
 
     Raises:
         MemoryLimitError: No configuration fits the memory.
@@ -160,7 +172,7 @@ def decide(
         ),
         split_curve=split_curve(ranking.contest),
     )
-    return alternatives[winner], decision
+    return Choice(alternatives[winner], decision, smaller(ranking.contest, chosen))
 
 
 def _allowing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -198,8 +199,11 @@ def build_evaluator(model: Model, workload: Workload, costs: StepCosts, room: Ro
     )
 
 
-def _memory(model: Model, workload: Workload, space: Space, room: Room) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """``memory.plan`` for all points: excess and total bytes, each of shape (P, B, C)."""
+def device_bytes(model: Model, workload: Workload, space: Space, room: Room) -> Iterator[NDArray[np.int64]]:
+    """``memory.plan`` for all points: what each device needs, in the space's order, each of shape (P, B, C).
+
+    A device that isn't used needs nothing.
+    """
     gpus = space.gpu_layers > 0
     embeddings = np.where(space.heads == 0, 0, (space.layers > 0).argmax(axis=1))
     ends = np.cumsum(space.layers, axis=1)
@@ -215,8 +219,6 @@ def _memory(model: Model, workload: Workload, space: Space, room: Room) -> tuple
             for head in (False, True)
         ]
     )
-    excess = np.full((len(gpus), *rows.shape), _UNUSED_BYTES)
-    total = np.zeros_like(excess)
     for device, name in enumerate(space.devices):
         held = on_gpu(model) if device else model
         before = np.cumsum([0, *(memory.weight_bytes(layer) for layer in held.layers)])
@@ -234,7 +236,18 @@ def _memory(model: Model, workload: Workload, space: Space, room: Room) -> tuple
             resident += memory.vocabulary_bytes(model) + np.array(overheads)[gpus.astype(np.intp)]
         needed = activations[2 * (layers > 0) + head]
         needed += (resident[:, None] + memory.kv_cache_bytes(model, layers[:, None], tokens))[..., None]
-        total += np.where(used[:, None, None], needed, 0)
-        needed -= room.available_bytes[name]
-        np.maximum(excess, np.where(used[:, None, None], needed, _UNUSED_BYTES), out=excess)
+        needed[~used] = 0
+        yield needed
+
+
+def _memory(model: Model, workload: Workload, space: Space, room: Room) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Excess and total bytes of all points, each of shape (P, B, C)."""
+    shape = len(space.layers), len(space.batches), len(space.chunks)
+    excess, total = np.full(shape, _UNUSED_BYTES), np.zeros(shape, np.int64)
+    for device, needed in enumerate(device_bytes(model, workload, space, room)):
+        total += needed
+        used = (space.layers[:, device] > 0) | (device == 0)
+        needed -= room.available_bytes[space.devices[device]]
+        needed[~used] = _UNUSED_BYTES
+        np.maximum(excess, needed, out=excess)
     return excess, total

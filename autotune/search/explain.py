@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autotune.costmodel.steps import Seconds
-from autotune.model.memory import readable_bytes
+from autotune.model.sizes import readable_bytes
 from autotune.search.evaluate import Evaluator
 from autotune.search.rank import Ranking
 from autotune.search.space import Point

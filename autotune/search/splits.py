@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.model import memory
-from autotune.model.memory import readable_bytes
+from autotune.model.sizes import readable_bytes
 from autotune.records import SplitFigures
 from autotune.search.contest import Contest
 from autotune.search.evaluate import Evaluator

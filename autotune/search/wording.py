@@ -1,8 +1,10 @@
-"""How times are put in words."""
+"""How times are put in words. Light: what explains a saved result needs no numerical library."""
 
 from __future__ import annotations
 
-from autotune.costmodel.steps import Seconds
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from autotune.costmodel.steps import Seconds
 
 
 def compared(other_s: float | Seconds, chosen_s: float | Seconds) -> str:

@@ -15,8 +15,9 @@ import warnings
 
 from autotune.errors import StoreError
 from autotune.store import paths
-from autotune.store.entry import MAX_BYTES, BadEntry, Entry, Key, encode, parse
+from autotune.store.entry import MAX_BYTES, Entry, Key, encode, parse
 from autotune.store.files import replace_file
+from autotune.store.seal import BadEntry
 
 TYPE_CHECKING = False  # typing takes longer to import than this module
 if TYPE_CHECKING:

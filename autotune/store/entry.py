@@ -1,33 +1,33 @@
 """The file format of a saved result: one JSON document that can be verified without parsing it.
 
-One field stands on each line, so the few bytes that a loader wants are found by splitting lines, and the
-checksum covers every byte below its own line::
+One field stands on each line, so the few bytes that a loader wants are found by splitting lines::
 
-    {"format":"bitnet-autotune-result","schema_version":1,
+    {"format":"bitnet-autotune-result","schema_version":2,
     "checksum":"sha256:<64 hex digits>",
     "key":{"host":"<cheap fingerprint>","model":"<digest>","workload":"server"},
     "request":{...},
     "device_config":{...},
     "result":{...}}
 
-``device_config`` is repeated from the result, for loaders in other languages. To any JSON parser this is an
-ordinary document; but whoever reformats it breaks the checksum. Light: imports nothing but hashlib.
+``device_config`` is repeated from the result, for loaders in other languages. Light: imports nothing but hashlib.
 """
 
 from __future__ import annotations
 
-import hashlib
-
 from autotune.errors import UsageError
 from autotune.store import paths
+from autotune.store.seal import BadEntry, begins, seal, unseal
 
 TYPE_CHECKING = False  # typing takes longer to import than this module
 if TYPE_CHECKING:
-    from typing import Any, Literal
+    from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Version history. A version's first line stays readable to all others.
 # 1: the first.
+# 2: hardware class, smaller configurations, where an imported result was measured, the last check.
+OLDEST_VERSION = 1
+"""Oldest that is read: what version 2 added has defaults."""
 
 MAX_BYTES = 64 * 2**20
 """Largest entry that is read or written. Real ones, raw samples included, stay below 2 MiB."""
@@ -35,9 +35,7 @@ MAX_BYTES = 64 * 2**20
 WORKLOADS = ("chat", "server", "offline")
 """The names in `autotune.records.configuration.WorkloadName`, without importing msgspec."""
 
-_HEAD = b'{"format":"bitnet-autotune-result","schema_version":'
-_CHECKSUM = b'"checksum":"sha256:'
-_CHECKSUM_LINE_BYTES = len(_CHECKSUM) + 64 + len(b'",\n')
+_FORMAT = "bitnet-autotune-result"
 
 
 def check_workload(name: str) -> None:
@@ -48,20 +46,6 @@ def check_workload(name: str) -> None:
     """
     if name not in WORKLOADS:
         raise UsageError(f"the workload must be one of {', '.join(WORKLOADS)}, got {name!r}")
-
-
-class BadEntry(Exception):  # noqa: N818 (what was found, not what went wrong)
-    """Raised when bytes are no valid entry. Private to the store: it becomes a miss, or a `StoreError`.
-
-    Attributes:
-        kind: One word, for the name of the file that is moved aside.
-    """
-
-    def __init__(
-        self, kind: Literal["torn", "format", "schema", "checksum", "key", "size", "file"], message: str
-    ) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class Key:
@@ -155,8 +139,7 @@ def encode(key: Key, request_json: bytes, device_config_json: bytes, result_json
     if any(b"\n" in part for part in parts):
         raise ValueError("expected JSON on one line, got a line break in it")
     body = b'"key":%b,\n"request":%b,\n"device_config":%b,\n"result":%b}\n' % parts
-    checksum = hashlib.sha256(body).hexdigest().encode()
-    return b'%b%d,\n%b%b",\n%b' % (_HEAD, SCHEMA_VERSION, _CHECKSUM, checksum, body)
+    return seal(_FORMAT, SCHEMA_VERSION, body)
 
 
 def parse(raw: bytes, path: str) -> Entry:
@@ -169,14 +152,8 @@ def parse(raw: bytes, path: str) -> Entry:
     Raises:
         BadEntry: Where it is cut short, damaged, of another schema version, or something else altogether.
     """
-    checksum_at = _check_version(raw)
-    body_at = checksum_at + _CHECKSUM_LINE_BYTES
-    if len(raw) <= body_at or not raw.endswith(b"}\n"):
-        raise BadEntry("torn", f"is cut short after {len(raw)} bytes")
-    checksum = hashlib.sha256(memoryview(raw)[body_at:]).hexdigest().encode()
-    if raw[checksum_at:body_at] != b'%b%b",\n' % (_CHECKSUM, checksum):
-        raise BadEntry("checksum", "does not match its checksum")
-    lines = raw[body_at:].split(b"\n")
+    _, body = unseal(raw, _FORMAT, "a saved result", SCHEMA_VERSION, OLDEST_VERSION)
+    lines = body.split(b"\n")
     if len(lines) != 5:
         raise BadEntry("format", f"has {len(lines) + 1} lines where 6 were expected")
     return Entry(
@@ -189,23 +166,9 @@ def parse(raw: bytes, path: str) -> Entry:
     )
 
 
-def _check_version(raw: bytes) -> int:
-    """Check the first line; returns the offset of the second."""
-    if not raw.startswith(_HEAD):
-        if _HEAD.startswith(raw):
-            raise BadEntry("torn", f"is cut short after {len(raw)} bytes")
-        raise BadEntry("format", "does not begin as a saved result does")
-    end = raw.find(b",\n", len(_HEAD), len(_HEAD) + 12)
-    version = raw[len(_HEAD) : end]
-    if end < 0 or not version.isdigit():
-        raise BadEntry("torn", "is cut short or damaged in its first line")
-    if int(version) != SCHEMA_VERSION:
-        age = "a newer" if int(version) > SCHEMA_VERSION else "an older"
-        raise BadEntry(
-            "schema",
-            f"has schema version {int(version)}, written by {age} autotune; this one reads {SCHEMA_VERSION}",
-        )
-    return end + len(b",\n")
+def is_entry(raw: bytes) -> bool:
+    """Whether bytes begin as a saved result of any version does."""
+    return begins(raw, _FORMAT)
 
 
 def _field(line: bytes, prefix: bytes, suffix: bytes) -> bytes:

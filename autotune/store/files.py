@@ -1,12 +1,18 @@
-"""Replacing a file whole or not at all. Light: the cache's writer and the recordings' share it."""
+"""Replacing a file whole or not at all. Light: all that writes files shares it."""
 
 # pathlib takes longer to import than writing a small file takes.
-# ruff: noqa: PTH105, PTH108, PTH120, PTH123
+# ruff: noqa: PTH105, PTH108, PTH110, PTH113, PTH120, PTH121, PTH123
 
 from __future__ import annotations
 
 import contextlib
 import os
+
+from autotune.errors import StoreError, UsageError
+
+TYPE_CHECKING = False  # typing takes longer to import than this module
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def replace_file(path: str, raw: bytes, temporary: str) -> None:
@@ -33,6 +39,31 @@ def replace_file(path: str, raw: bytes, temporary: str) -> None:
     # The file is in place. What is left makes it outlast a power cut, where the file system can do that.
     with contextlib.suppress(OSError):
         _sync_folder(os.path.dirname(path) or ".")
+
+
+def write_output(name: str, raw: bytes, what: str, keep: Iterable[str | None] = ()) -> None:
+    """Write a file that a user named, whole or not at all; what a symbolic link names is replaced, not the link.
+
+    Args:
+        name: The file; one that is there is replaced.
+        raw: Its new content.
+        what: That in words, for messages: ``the report``.
+        keep: Files that must not be replaced by it: what it was made from.
+
+    Raises:
+        UsageError: It is one of those to keep.
+        StoreError: It is no file (a folder, a device), or can't be written; what was there is as it was.
+    """
+    path = os.path.realpath(name)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise StoreError(f"{name}: {what} can't be written there: expected a file, or a new name")
+    for kept in keep:
+        if kept is not None and os.path.exists(path) and os.path.exists(kept) and os.path.samefile(path, kept):
+            raise UsageError(f"{name}: {what} would replace what it is made from: name another file")
+    try:
+        replace_file(path, raw, f"{path}.{os.getpid()}.writing")
+    except OSError as error:
+        raise StoreError(f"{name}: {what} can't be written there: {error.strerror or error}") from error
 
 
 def _sync_folder(folder: str) -> None:

@@ -1,16 +1,21 @@
-"""What users do with the cache by hand: list, forget, export, import."""
+"""What users do with the cache by hand: list, forget, export; and reading what was exported, to import it."""
 
 from __future__ import annotations
 
+import secrets
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.errors import ResultNotFoundError, StoreError
+from autotune.errors import StoreError
+from autotune.host.hardware_class import hardware_class, slug
 from autotune.records.result import Result
 from autotune.store import cache, paths
-from autotune.store.entry import BadEntry, Entry, Key, parse
+from autotune.store.entry import Entry, Key, parse
+from autotune.store.files import replace_file
 from autotune.store.schema import decode_result
+from autotune.store.seal import BadEntry
 
 
 @dataclass(frozen=True)
@@ -59,41 +64,91 @@ def forget(
     return forgotten
 
 
-def export(host_fingerprint: str, model_digest: str, workload: str, destination: str | Path) -> None:
-    """Write one entry to a file, byte for byte as it is saved: `import_` takes it, on any host.
+def export(entry: Entry, destination: str) -> str:
+    """Write an entry to a file, byte for byte as it is saved.
 
-    Raises:
-        ResultNotFoundError: Where there is no such entry.
-        StoreError: Where the file can't be written.
-    """
-    entry = cache.read(host_fingerprint, model_digest, workload)
-    if entry is None:
-        raise ResultNotFoundError(f"there is no saved result to export for workload {workload} of this model")
-    try:
-        Path(destination).write_bytes(entry.raw)
-    except OSError as error:
-        raise StoreError(f"the saved result could not be written to {destination}: {error.strerror}") from error
+    In a folder (an existing one, or a new one where the name ends with a slash) the file is named
+    ``<hardware class>.<model>.<workload>[.<format>].json``: a fleet's folder holds one per class. There it is replaced
+    whole or not at all, for other hosts may be reading it.
 
-
-def import_(source: str | Path) -> str:
-    """Check a file that `export` wrote and save it under the host, model and workload that it is for.
-
-    An entry that is already there is replaced.
+    Args:
+        entry: As it was read from the cache.
+        destination: File or folder.
 
     Returns:
-        The path of the file in the cache.
+        The path of the file.
 
     Raises:
-        StoreError: Where the file is no intact saved result, or no folder takes it. Nothing is changed.
+        StoreError: Where the file can't be written, or the entry is not of this version's shape.
+    """
+    into_folder = destination.endswith("/") or Path(destination).is_dir()
+    path = str(Path(destination, _fleet_name(entry))) if into_folder else destination
+    try:
+        if into_folder:
+            Path(destination).mkdir(parents=True, exist_ok=True)
+            replace_file(path, entry.raw, f"{path}.{secrets.token_hex(4)}.writing")
+        else:
+            Path(path).write_bytes(entry.raw)
+    except OSError as error:
+        raise StoreError(f"the saved result could not be written to {path}: {error.strerror}") from error
+    return path
+
+
+def read_file(source: str) -> Stored:
+    """Check a file that `export` wrote, and read it.
+
+    Raises:
+        StoreError: Where it is no intact saved result.
     """
     try:
-        entry = parse(cache.read_file(str(source)), str(source))
-        decode_result(entry)
+        return _read(source)
     except BadEntry as bad:
         raise StoreError(f"nothing was imported: {source} {bad}") from bad
     except OSError as error:
         raise StoreError(f"nothing was imported: {source} can't be read ({error.strerror})") from error
-    return cache.store(entry.key, entry.raw)
+
+
+def read_folder(source: str) -> list[Stored]:
+    """The intact saved results among a folder's ``.json`` files, sorted by name.
+
+    Files that are something else are left alone; damaged ones and those of other versions with a `cache.StoreWarning`.
+
+    Raises:
+        StoreError: Where the folder can't be read.
+    """
+    try:
+        names = sorted(path for path in Path(source).iterdir() if path.name.endswith(".json"))
+    except OSError as error:
+        raise StoreError(f"nothing was imported: {source} can't be read ({error.strerror})") from error
+    found = []
+    for path in names:
+        try:
+            found.append(_read(str(path)))
+        except BadEntry as bad:
+            if bad.kind not in ("format", "file"):
+                warnings.warn(f"left out {path}: it {bad}", cache.StoreWarning, stacklevel=2)
+        except OSError as error:
+            message = f"left out {path}: it can't be read ({error.strerror})"
+            warnings.warn(message, cache.StoreWarning, stacklevel=2)
+    return found
+
+
+def _read(source: str) -> Stored:
+    entry = parse(cache.read_file(source), source)
+    return Stored(entry, decode_result(entry))
+
+
+def _fleet_name(entry: Entry) -> str:
+    """The name of an entry's file in a fleet's folder."""
+    try:
+        result = decode_result(entry)
+    except BadEntry as bad:
+        raise StoreError(f"the saved result could not be exported: {entry.path} {bad}") from bad
+    named_format = entry.request.get("format")
+    parts = [hardware_class(result.host), slug(result.model.name), entry.key.workload]
+    if isinstance(named_format, str):
+        parts.append(slug(named_format))
+    return ".".join((*parts, "json"))
 
 
 def _find() -> Iterator[tuple[str, Key]]:

@@ -10,7 +10,7 @@ import os
 SYSTEM_LAYER = "/var/lib/bitnet-autotune"
 """Read-only to autotune: whoever provisions a machine or builds an image puts results here."""
 
-LAYOUT = "v1"
+LAYOUT = "v2"
 """Folder below a layer. It changes with the schema version, so that two versions never share a file."""
 
 

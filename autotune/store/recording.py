@@ -14,15 +14,16 @@ from autotune.model.sites import holds
 from autotune.records import Campaign, Host, Measurement, Record
 from autotune.records.measurement import Op
 from autotune.store.cache import read_file
-from autotune.store.entry import BadEntry
 from autotune.store.files import replace_file
+from autotune.store.seal import BadEntry
 from ternary_kernels.formats import FORMATS
 
 FORMAT: Final = "bitnet-autotune recording"
 
-VERSION: Final = 1
-# Version history.
+VERSION: Final = 2
+# Version history. What a version added has defaults, so older ones are read.
 # 1: the first.
+# 2: the host's hardware class.
 
 _PLAUSIBLE_S = (1e-12, 1e6)
 """Seconds that a call may take: what lies outside is no time, and squares of it no number."""
@@ -46,7 +47,7 @@ class Recording(Record, frozen=True, kw_only=True):
     """A host and what was measured on it."""
 
     format: Literal["bitnet-autotune recording"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[1, 2] = VERSION
     recorded_at: str
     """UTC, ISO 8601."""
     synthetic: bool
@@ -134,10 +135,10 @@ def _decode(raw: bytes) -> Recording:
         raise BadEntry("format", "is something else: no JSON object with a format and a version") from error
     if head.format != FORMAT:
         raise BadEntry("format", f"is something else: its format is {head.format!r}, not {FORMAT!r}")
-    if head.version != VERSION:
+    if not 1 <= head.version <= VERSION:
         age = "a newer" if head.version > VERSION else "an older"
         raise BadEntry(
-            "schema", f"has version {head.version}, written by {age} autotune; this one reads version {VERSION}"
+            "schema", f"has version {head.version}, written by {age} autotune; this one reads up to version {VERSION}"
         )
     try:
         recording = msgspec.json.decode(raw, type=Recording)

@@ -11,7 +11,8 @@ import msgspec
 from autotune.records.base import Record
 from autotune.records.configuration import DeviceConfig, WorkloadName
 from autotune.records.result import Result
-from autotune.store.entry import SCHEMA_VERSION, BadEntry, Entry
+from autotune.store.entry import SCHEMA_VERSION, Entry
+from autotune.store.seal import BadEntry
 
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
@@ -30,7 +31,7 @@ class SavedResult(Record, frozen=True):
     """A result as it is saved: one document per host, model and workload."""
 
     format: Literal["bitnet-autotune-result"]
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     checksum: Annotated[
         str,
         msgspec.Meta(

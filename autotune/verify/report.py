@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.model.memory import readable_bytes
+from autotune.model.sizes import readable_bytes
 from autotune.records import Configuration, Errors, Exam, Measured, Verification
 from autotune.records.exam import Interval
 from autotune.summary import three_digits

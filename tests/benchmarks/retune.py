@@ -116,7 +116,7 @@ class Prepared:
 
     def decide(self, costs: StepCosts) -> Decision:
         """Ranking, curve and reasons."""
-        _, decision = decide(
+        _, decision, _ = decide(
             [Alternative("I2_S", self._model, costs, lambda _: "")],
             self._workload,
             room=self._room,

@@ -269,7 +269,7 @@ def test_a_budget_too_small_for_a_large_model_is_told(empty: Shop) -> None:
         (("cache", "export", "small.json", "no-such-folder/result.json"), 8),
         (("cache", "import", "small.json"), 8),
         (("cache", "import", "missing.json"), 8),
-        (("cache", "import", "."), 8),
+        (("cache", "import", "."), 9),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -1,11 +1,12 @@
 """GPUs as NVML lists them. The NVML here is a fake with invented devices; the errors it raises are pynvml's own."""
 
+import os
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 
-from autotune.host.gpu import read_gpus
+from autotune.host.gpu import free_now_bytes, read_gpus
 
 GIB = 1 << 30
 
@@ -78,6 +79,11 @@ class FakeNvml:
         if index >= len(handle.mig):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return handle.mig[index]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
+        return next(device for device in self.devices if device is not None and device.uuid == uuid)
+
+    nvmlDeviceGetComputeRunningProcesses = _property("processes")  # noqa: N815
 
 
 def names(gpus):
@@ -237,3 +243,31 @@ def test_a_value_that_names_no_device_hides_all(visible):
     gpus = read_gpus({"CUDA_VISIBLE_DEVICES": visible}, nvml)
     assert gpus.devices == ()
     assert gpus.absent_reason == f"hidden by CUDA_VISIBLE_DEVICES={visible!r}"
+
+
+# The memory that is free now
+
+
+def process(pid, gib):
+    return SimpleNamespace(pid=pid, usedGpuMemory=None if gib is None else gib * GIB)
+
+
+def test_what_this_process_holds_on_a_gpu_is_free_for_it():
+    """What others hold isn't; nor what NVML doesn't tell of, as in a container."""
+    own = device("GPU-a", free=10)
+    own.processes = [process(os.getpid(), 3), process(os.getpid() + 1, 20)]
+    hidden = device("GPU-b", free=11)
+    hidden.processes = [process(os.getpid(), None)]
+    refusing = device("GPU-c", free=12, errors={"processes": pynvml.NVML_ERROR_NO_PERMISSION})
+    nvml = FakeNvml(own, hidden, refusing)
+    assert free_now_bytes({}, nvml) == {"cuda:0": 13 * GIB, "cuda:1": 11 * GIB, "cuda:2": 12 * GIB}
+    assert nvml.open == 0
+
+
+def test_gpus_that_can_not_be_read_are_left_out():
+    """No driver, no such GPU, or one that doesn't tell its memory: unknown, not empty."""
+    assert free_now_bytes({}, FakeNvml(init=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)) == {}
+    assert free_now_bytes({}, FakeNvml(None)) == {}
+    silent = device(None, errors={"memory": pynvml.NVML_ERROR_NOT_SUPPORTED})
+    unnamed = device(None, free=5)
+    assert free_now_bytes({}, FakeNvml(silent, unnamed)) == {"cuda:1": 5 * GIB}

@@ -20,13 +20,13 @@ from autotune.model.memory import (
     layers_bytes,
     model_bytes,
     plan,
-    readable_bytes,
     site_bytes,
     vocabulary_bytes,
     weight_bytes,
     what_would_fit,
 )
 from autotune.model.sites import on_gpu
+from autotune.model.sizes import readable_bytes
 from autotune.records import Attention, Configuration, Layer, Model, Site, Workload
 
 

@@ -24,7 +24,7 @@ def decide_for(make_model, make_costs, room_of):
         available_bytes = available_bytes or {"cpu": GIB}
         costs = costs or make_costs(len(model.layers), devices=tuple(available_bytes))
         threads = min(4, int(costs.threads[-1]))
-        _, decision = decide(
+        _, decision, _ = decide(
             [Alternative("I2_S", model, costs, lambda configuration: f"synthetic, batch {configuration.batch_size}")],
             make_workload(name, model, **options),
             room=room_of(available_bytes),
@@ -434,7 +434,7 @@ class TestFormats:
             )
             model = (models or {}).get(name, make_model())
             alternatives.append(Alternative(name, model, costs, lambda _: "synthetic"))
-        chosen, decision = decide(
+        chosen, decision, _ = decide(
             alternatives,
             make_workload(options.pop("name", "chat"), alternatives[0].model, **options),
             room=Room({"cpu": available_bytes}, {"cpu": 10**6}),

@@ -200,7 +200,7 @@ def damaged(raw: bytes) -> dict[str, bytes]:
         "torn": raw[: len(raw) // 2],
         "zeros": bytes(len(raw)),
         "tampered": raw.replace(b'"recommended_batch_size":4', b'"recommended_batch_size":8', 1),
-        "newer": raw.replace(b'"schema_version":1', b'"schema_version":2', 1),
+        "newer": raw.replace(b'"schema_version":2', b'"schema_version":3', 1),
         "foreign": b'{"some": "other file"}\n',
         "other key": raw.replace(b'"workload":"server"', b'"workload":"chat"', 1),
     }

@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from autotune.records.configuration import WorkloadName
-from autotune.store.entry import SCHEMA_VERSION, WORKLOADS, BadEntry, Key, encode, parse
+from autotune.store.entry import OLDEST_VERSION, SCHEMA_VERSION, WORKLOADS, Key, encode, parse
+from autotune.store.seal import BadEntry
 from tests.builders import HOST_FINGERPRINT, MODEL_DIGEST
 
 KEY = Key(HOST_FINGERPRINT, MODEL_DIGEST, "server")
@@ -79,13 +80,19 @@ def test_a_tail_is_noticed() -> None:
     assert refusal(RAW + b"}\n").kind == "checksum"
 
 
-@pytest.mark.parametrize(("version", "age"), [(SCHEMA_VERSION + 1, "a newer"), (SCHEMA_VERSION - 1, "an older")])
+@pytest.mark.parametrize(("version", "age"), [(SCHEMA_VERSION + 1, "a newer"), (OLDEST_VERSION - 1, "an older")])
 def test_another_schema_version_is_refused_by_name(version: int, age: str) -> None:
     """The reader learns which autotune wrote it, also where everything below the first line is different."""
     raw = b'{"format":"bitnet-autotune-result","schema_version":%d,\nanything' % version
     bad = refusal(raw)
     assert bad.kind == "schema"
     assert f"schema version {version}, written by {age} autotune" in str(bad)
+
+
+def test_the_version_before_is_still_read() -> None:
+    """What was added since has defaults."""
+    older = parse(RAW.replace(b'"schema_version":%d' % SCHEMA_VERSION, b'"schema_version":%d' % OLDEST_VERSION), "")
+    assert (older.key, older.result_json) == (parse(RAW, "").key, parse(RAW, "").result_json)
 
 
 @pytest.mark.parametrize(

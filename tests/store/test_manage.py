@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from autotune.errors import ResultNotFoundError, StoreError
-from autotune.store import cache, manage
-from autotune.store.entry import encode, parse
-from autotune.store.schema import decode_result
+from autotune.errors import StoreError
+from autotune.host.hardware_class import hardware_class
+from autotune.store import cache, manage, paths
+from autotune.store.entry import Entry, encode, parse
 from tests.builders import build_host, build_result
 from tests.store.conftest import KEY, Layers, permissions_bind
 
@@ -27,6 +29,12 @@ def fill() -> None:
 def keys() -> list[tuple[str, str, str]]:
     listed = (stored.entry.key for stored in manage.list_entries())
     return [(key.host, key.model, key.workload) for key in listed]
+
+
+def saved(workload: str = KEY.workload) -> Entry:
+    entry = cache.read(KEY.host, KEY.model, workload)
+    assert entry is not None
+    return entry
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -62,7 +70,11 @@ def test_bad_and_foreign_files_are_not_listed(layers: Layers) -> None:
     """Bad entries are set aside as when they are read; what isn't named as an entry is left alone."""
     fill()
     folder = Path(KEY.path_in(str(layers.named))).parent
-    foreign = [folder / "notes.json", folder / f"{KEY.model}.training.json", layers.named / "v1" / "a" / "b.c.json"]
+    foreign = [
+        folder / "notes.json",
+        folder / f"{KEY.model}.training.json",
+        layers.named / paths.LAYOUT / "a" / "b.c.json",
+    ]
     for path in foreign:
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")
@@ -106,43 +118,104 @@ def test_what_cannot_be_deleted_is_an_error_that_names_it(layers: Layers) -> Non
     assert keys() == [(KEY.host, KEY.model, "chat"), (KEY.host, KEY.model, "server")]
 
 
-# Export and import
+# Export, and reading what was exported
 
 
 def test_an_exported_entry_comes_back_byte_for_byte(layers: Layers, tmp_path: Path) -> None:
-    """Under its own host, model and workload, whatever the file is called: so it can be sent to another machine."""
+    """With its own host, model, workload and request, whatever the file is called."""
     cache.write(build_result(), {"workload": "server"})
-    before = snapshot(layers.named)
-    manage.export(KEY.host, KEY.model, KEY.workload, tmp_path / "for-the-fleet.json")
-    manage.forget()
-    assert manage.import_(tmp_path / "for-the-fleet.json") == KEY.path_in(str(layers.named))
-    assert snapshot(layers.named) == before
-    found = cache.read(KEY.host, KEY.model, KEY.workload)
-    assert found is not None
-    assert found.request == {"workload": "server"}
+    path = tmp_path / "for-the-fleet.json"
+    assert manage.export(saved(), str(path)) == str(path)
+    assert path.read_bytes() == saved().raw
+    read = manage.read_file(str(path))
+    assert (read.entry.key, read.entry.raw, read.result) == (KEY, saved().raw, build_result())
+    assert read.entry.request == {"workload": "server"}
 
 
-def test_an_import_replaces_the_entry_that_is_there(layers: Layers, tmp_path: Path) -> None:
-    """The user asked for this one."""
+@pytest.mark.parametrize("name", ["fleet", "fleet/", "new/fleet/"])
+def test_in_a_folder_a_file_is_named_by_class_model_and_workload(layers: Layers, tmp_path: Path, name: str) -> None:
+    """A folder that is there, or one that a slash says to make."""
+    (tmp_path / "fleet").mkdir()
+    cache.write(build_result(), {"format": None})
+    path = Path(manage.export(saved(), f"{tmp_path}/{name}"))
+    assert path == tmp_path / name / f"{hardware_class(build_host())}.synthetic-model.server.json"
+    assert path.read_bytes() == saved().raw
+    assert [found.entry.key for found in manage.read_folder(str(path.parent))] == [KEY]
+
+
+def test_a_file_s_name_tells_a_format_that_was_asked_for(layers: Layers, tmp_path: Path) -> None:
+    """The result with it and that without are two, and so are the files."""
+    cache.write(build_result(), {"format": None})
+    first = manage.export(saved(), str(tmp_path))
+    cache.write(build_result(), {"format": "I2_S"})
+    second = manage.export(saved(), str(tmp_path))
+    assert Path(second).name == Path(first).name.replace(".server.json", ".server.i2_s.json")
+    assert len(manage.read_folder(str(tmp_path))) == 2
+
+
+def test_a_file_in_a_folder_is_replaced(layers: Layers, tmp_path: Path) -> None:
+    """And nothing else is left there."""
     cache.write(build_result(tune_time_s=1.0), {})
-    manage.export(KEY.host, KEY.model, KEY.workload, tmp_path / "one.json")
+    manage.export(saved(), f"{tmp_path}/fleet/")
     cache.write(build_result(tune_time_s=2.0), {})
-    manage.import_(tmp_path / "one.json")
-    assert cache.read_as(decode_result, KEY.host, KEY.model, KEY.workload) == build_result(tune_time_s=1.0)
-
-
-def test_nothing_saved_is_nothing_to_export(layers: Layers, tmp_path: Path) -> None:
-    """No empty file is left."""
-    with pytest.raises(ResultNotFoundError, match="no saved result to export"):
-        manage.export(KEY.host, KEY.model, KEY.workload, tmp_path / "none.json")
-    assert not (tmp_path / "none.json").exists()
+    manage.export(saved(), f"{tmp_path}/fleet/")
+    (read,) = manage.read_folder(f"{tmp_path}/fleet")
+    assert read.result.tune_time_s == 2.0
+    assert len(list((tmp_path / "fleet").iterdir())) == 1
 
 
 def test_an_export_that_cannot_be_written_is_an_error(layers: Layers, tmp_path: Path) -> None:
     """It names the file and the reason."""
     cache.write(build_result(), {})
     with pytest.raises(StoreError, match=r"could not be written to .*missing/one\.json: No such file"):
-        manage.export(KEY.host, KEY.model, KEY.workload, tmp_path / "missing" / "one.json")
+        manage.export(saved(), str(tmp_path / "missing" / "one.json"))
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"could not be written to .*file/haswell-2t-8g-cpu-.*json: "):
+        manage.export(saved(), f"{tmp_path}/file/")
+
+
+def test_an_entry_of_another_shape_has_no_name_in_a_folder(layers: Layers, tmp_path: Path) -> None:
+    """Of an intact document that this version can't read nobody knows the class; nothing is written."""
+    cache.write(build_result(), {})
+    entry = saved()
+    raw = encode(KEY, entry.request_json, entry.device_config_json, b"{}")
+    with pytest.raises(StoreError, match=r"could not be exported: odd\.json .*missing required field"):
+        manage.export(parse(raw, "odd.json"), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["named"]
+
+
+def test_a_folder_s_other_files_are_left_alone_and_damaged_results_named(layers: Layers, tmp_path: Path) -> None:
+    """What is something else gets no word; what was a result, is of a newer version or can't be read gets a warning."""
+    cache.write(build_result(), {})
+    fleet = tmp_path / "fleet"
+    good = Path(manage.export(saved(), f"{fleet}/"))
+    (fleet / "notes.json").write_text("{}")
+    (fleet / "README.md").write_text("results")
+    (fleet / "folder.json").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(manage.read_folder(str(fleet))) == 1
+    (fleet / "cut.json").write_bytes(good.read_bytes()[:-100])
+    (fleet / "new.json").write_bytes(re.sub(rb'_version":\d+', b'_version":99', good.read_bytes(), count=1))
+    with pytest.warns(cache.StoreWarning) as caught:
+        assert len(manage.read_folder(str(fleet))) == 1
+    told = [str(warning.message) for warning in caught]
+    assert [text.partition(": it ")[0] for text in told] == [f"left out {fleet}/{name}.json" for name in ("cut", "new")]
+    assert "cut short" in told[0]
+    assert "version 99, written by a newer autotune" in told[1]
+
+
+def test_what_may_not_be_read_is_named(layers: Layers, tmp_path: Path) -> None:
+    """A file in a folder with a warning, the folder itself as an error."""
+    cache.write(build_result(), {})
+    fleet = tmp_path / "fleet"
+    Path(manage.export(saved(), f"{fleet}/")).chmod(0)
+    with permissions_bind(), pytest.warns(cache.StoreWarning, match=r"it can't be read \(Permission denied\)"):
+        assert manage.read_folder(str(fleet)) == []
+    fleet.chmod(0)
+    with permissions_bind(), pytest.raises(StoreError, match=r"fleet can't be read \(Permission denied\)"):
+        manage.read_folder(str(fleet))
+    fleet.chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -151,26 +224,26 @@ def test_an_export_that_cannot_be_written_is_an_error(layers: Layers, tmp_path: 
         (lambda raw: b"", "is cut short after 0 bytes"),
         (lambda raw: raw[:-100], "is cut short"),
         (lambda raw: raw.replace(b"synthetic-host", b"synthetic-hast"), "does not match its checksum"),
-        (lambda raw: raw.replace(b'_version":1', b'_version":2', 1), "schema version 2, written by a newer autotune"),
+        (lambda raw: raw.replace(b'_version":', b'_version":9', 1), "written by a newer autotune"),
         (lambda raw: b'{"model_type": "bitnet"}', "does not begin as a saved result does"),
     ],
 )
-def test_a_bad_file_is_not_imported(layers: Layers, tmp_path: Path, change: object, reason: str) -> None:
+def test_a_bad_file_is_not_read(layers: Layers, tmp_path: Path, change: object, reason: str) -> None:
     """One sentence says what is wrong with it; the cache, the old entry and the file itself stay as they are."""
     assert callable(change)
     cache.write(build_result(), {})
-    manage.export(KEY.host, KEY.model, KEY.workload, tmp_path / "one.json")
+    manage.export(saved(), str(tmp_path / "one.json"))
     before = snapshot(layers.named)
     bad = tmp_path / "bad.json"
     bad.write_bytes(change((tmp_path / "one.json").read_bytes()))
     with pytest.raises(StoreError, match="nothing was imported") as caught:
-        manage.import_(bad)
+        manage.read_file(str(bad))
     assert reason in str(caught.value)
     assert snapshot(layers.named) == before
     assert bad.exists()
 
 
-def test_a_forged_file_is_not_imported(layers: Layers, tmp_path: Path) -> None:
+def test_a_forged_file_is_not_read(layers: Layers, tmp_path: Path) -> None:
     """A right checksum over a result of another host than the key says."""
     path = Path(cache.write(build_result(), {}))
     forged = build_result(host=build_host(OTHER_HOST))
@@ -179,17 +252,17 @@ def test_a_forged_file_is_not_imported(layers: Layers, tmp_path: Path) -> None:
     (tmp_path / "forged.json").write_bytes(raw)
     before = snapshot(layers.named)
     with pytest.raises(StoreError, match="another host, model or workload than its key says"):
-        manage.import_(tmp_path / "forged.json")
+        manage.read_file(str(tmp_path / "forged.json"))
     assert snapshot(layers.named) == before
 
 
-def test_a_missing_file_and_a_folder_are_not_imported(layers: Layers, tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_not_read(layers: Layers, tmp_path: Path) -> None:
     """Each with its reason."""
     with pytest.raises(StoreError, match=r"none\.json can't be read \(No such file or directory\)"):
-        manage.import_(tmp_path / "none.json")
+        manage.read_file(str(tmp_path / "none.json"))
     with pytest.raises(StoreError, match="is not a regular file"):
-        manage.import_(tmp_path)
+        manage.read_file(str(tmp_path))
     (tmp_path / "huge.json").touch()
     os.truncate(tmp_path / "huge.json", 2**40)
     with pytest.raises(StoreError, match="where at most"):
-        manage.import_(tmp_path / "huge.json")
+        manage.read_file(str(tmp_path / "huge.json"))

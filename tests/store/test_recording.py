@@ -57,7 +57,7 @@ def test_what_was_written_is_read_and_nothing_else_is_left(tmp_path: Path) -> No
 def test_a_file_says_first_what_it_is(tmp_path: Path) -> None:
     """So that people and other programs recognise it, and one line holds it."""
     raw = written(tmp_path).read_bytes()
-    assert raw.startswith(b'{"format":"bitnet-autotune recording","version":1,"recorded_at":')
+    assert raw.startswith(b'{"format":"bitnet-autotune recording","version":2,"recorded_at":')
     assert raw.count(b"\n") == 1
 
 
@@ -210,12 +210,12 @@ def test_a_saved_result_is_no_recording(tmp_path: Path) -> None:
     assert "is something else: its format is 'bitnet-autotune-result'" in refusal(path)
 
 
-@pytest.mark.parametrize(("version", "age"), [(2, "a newer"), (0, "an older")])
+@pytest.mark.parametrize(("version", "age"), [(3, "a newer"), (0, "an older")])
 def test_another_version_is_named_with_the_one_that_is_read(tmp_path: Path, version: int, age: str) -> None:
     """Whatever else such a file holds."""
     path = tmp_path / "other.json"
     path.write_bytes(msgspec.json.encode({"format": recording.FORMAT, "version": version, "more": [1]}))
-    assert refusal(path).endswith(f"has version {version}, written by {age} autotune; this one reads version 1")
+    assert refusal(path).endswith(f"has version {version}, written by {age} autotune; this one reads up to version 2")
 
 
 def test_fields_that_do_not_fit_the_records_are_named(tmp_path: Path) -> None:

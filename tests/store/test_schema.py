@@ -9,7 +9,8 @@ import pytest
 
 from autotune.records import DeviceConfig, Hybrid, HybridSplit
 from autotune.store import cache, schema
-from autotune.store.entry import SCHEMA_VERSION, BadEntry, Entry, encode, parse
+from autotune.store.entry import SCHEMA_VERSION, Entry, encode, parse
+from autotune.store.seal import BadEntry
 from tests.builders import build_result
 from tests.store.conftest import KEY, Layers
 

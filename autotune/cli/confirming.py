@@ -1,0 +1,71 @@
+"""`autotune confirm`: a short run that tells whether a saved result's figures hold on this host."""
+
+from __future__ import annotations
+
+import sys
+
+from autotune import errors
+from autotune.cli.arguments import add_json, number
+from autotune.cli.output import print_record
+from autotune.cli.saved import add_saved, open_saved
+from autotune.options import split_budget, tune_command
+
+TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
+if TYPE_CHECKING:
+    import argparse
+
+    from autotune.cli.arguments import Commands
+    from autotune.records import Result
+
+_BUDGET_S = 5.0
+
+
+def add(commands: Commands) -> None:
+    """Add it to the parser."""
+    confirm = commands.add_parser("confirm", help="run a saved result's configuration shortly: do its figures hold?")
+    add_saved(confirm)
+    confirm.add_argument(
+        "--budget",
+        type=number,
+        default=_BUDGET_S,
+        metavar="SECONDS",
+        help=f"time for all of it (default {_BUDGET_S:g}); a prompt is run only where it fits in",
+    )
+    add_json(confirm)
+    confirm.set_defaults(run=_confirm)
+
+
+def _confirm(args: argparse.Namespace) -> int:
+    from autotune.checked import lines
+    from autotune.cli.run import EXIT_CODES
+    from autotune.recheck import recheck
+    from autotune.store import cache
+    from autotune.summary import show
+
+    split_budget(args.budget, confirm=False)
+    entry, saved = open_saved(args)
+    result, code = recheck(saved, budget_s=args.budget), 0
+    if args.json:
+        print_record(result.check)
+    else:
+        show(lines(result))
+    named_file = entry.path == args.model
+    if not named_file:
+        try:
+            cache.write(result, entry.request)
+        except errors.StoreError as error:
+            print(f"autotune: warning: {error}", file=sys.stderr)
+            code = EXIT_CODES[errors.StoreError]
+    if result.check is not None and not result.check.holds:
+        raise errors.RegressionError(_worse(result, None if named_file else args))
+    return code
+
+
+def _worse(result: Result, args: argparse.Namespace | None) -> str:
+    from autotune.checked import compared
+
+    what = f"{result.model.name}, {result.workload.name}: {compared(result)}"
+    if args is None:
+        return f"{what}: tune the model anew"
+    command = tune_command(args.model, result.workload.name, args.format, result.campaign.kernel)
+    return f"{what}: tune anew with `{command} --force`"

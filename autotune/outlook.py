@@ -1,0 +1,198 @@
+"""What saved measurements say about configurations beside the chosen one: nothing is timed or searched for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from msgspec.structs import replace
+
+from autotune.conclusion import noise_of
+from autotune.evidence import axes_of, recall
+from autotune.model.sizes import readable_bytes
+from autotune.records import Configuration, Figures, Host, Measured, Result
+from autotune.room import room_on
+from autotune.search.contest import Contest
+from autotune.search.evaluate import Evaluation, Evaluator, build_evaluator
+from autotune.search.figures import Runs
+from autotune.search.space import Point
+from autotune.search.wording import milliseconds
+
+Setting = Literal["decode_threads", "prefill_threads", "batch_size", "prefill_chunk"]
+Range = tuple[float, float]
+
+_SIGMAS = 1.96
+"""Standard deviations on either side that hold 95 %."""
+
+
+class Prospect(NamedTuple):
+    """A configuration and what is known of it.
+
+    Attributes:
+        configuration: What it is.
+        predicted: Its figures by the cost model, corrected by what was run.
+        tokens_per_s_within: Lowest and highest, with 95 % by what is known of the correction.
+        tpot_s_within: Likewise.
+        ttft_s_within: Likewise.
+        measured: Its figures where both halves of it were run; else None.
+        obstacles: What speaks against it, a sentence each: memory, or a limit of the workload; empty: nothing.
+    """
+
+    configuration: Configuration
+    predicted: Figures
+    tokens_per_s_within: Range
+    tpot_s_within: Range
+    ttft_s_within: Range
+    measured: Measured | None
+    obstacles: tuple[str, ...]
+
+
+class Outlook:
+    """The cost model of a saved result, asked about one configuration after the other.
+
+    Args:
+        result: What was saved.
+        host: The host whose memory counts; None: the result's as it was then.
+        threads: Thread counts to be asked about beside those that were offered, within what the host may use.
+        batches: Batch sizes likewise; they may exceed the workload's largest.
+        chunks: Prefill chunks likewise.
+
+    Attributes:
+        result: As given.
+        evaluator: The space of configurations and their figures.
+        contest: Which of them is the best.
+    """
+
+    def __init__(
+        self,
+        result: Result,
+        host: Host | None = None,
+        *,
+        threads: Iterable[int] = (),
+        batches: Iterable[int] = (),
+        chunks: Iterable[int] = (),
+    ) -> None:
+        self.result = result
+        host = host or result.host
+        evidence = recall(result, host)
+        self._cost_model = evidence.cost_model
+        self._room = room_on(host, result.campaign, self._cost_model.devices)
+        offered = axes_of(host, self._cost_model, result.workload)
+        chosen = result.decision.chosen.configuration
+        self._axes = (
+            sorted({*offered.threads, *threads, chosen.decode_threads, chosen.prefill_threads}),
+            sorted({*offered.batches, *batches, chosen.batch_size}),
+            sorted({*offered.chunks, *chunks, chosen.prefill_chunk}),
+        )
+        self.evaluator = self._evaluator(0.0)
+        self.contest = Contest(self.evaluator, result.decision.search.effective_max_tpot_s)
+        runs = () if result.confirmation is None else result.confirmation.runs
+        self._runs = Runs(result.workload, noise_of(result.campaign), runs)
+
+    @functools.cached_property
+    def chosen(self) -> Prospect:
+        """The configuration that the result chose."""
+        return self.at(self.result.decision.chosen.configuration)
+
+    def at(self, configuration: Configuration) -> Prospect:
+        """What is known of a configuration.
+
+        Raises:
+            ValueError: It isn't a point of the space.
+        """
+        point = self.evaluator.space.point(configuration)
+        value, low, high = (each.at(point) for each in (self.evaluator, *self._within))
+        standing = self._runs.standing(configuration)
+        measured = None if standing is None else standing.measured
+        predicted = self.evaluator.candidate(point).predicted
+        return Prospect(
+            configuration,
+            predicted,
+            tokens_per_s_within=(float(high.tokens_per_s), float(low.tokens_per_s)),
+            tpot_s_within=(float(low.tpot_s), float(high.tpot_s)),
+            ttft_s_within=(float(low.ttft_s), float(high.ttft_s)),
+            measured=measured,
+            obstacles=tuple(self._obstacles(configuration, predicted, value, measured)),
+        )
+
+    def bound_by(self, configuration: Configuration) -> str:
+        """What limits a configuration's decode step, in words, and where its time goes."""
+        return self._cost_model.bound_by(self.result.model, self.result.workload, configuration)
+
+    def caveats(self, configuration: Configuration) -> tuple[str, ...]:
+        """Where a configuration lies outside the measured range, in words; empty where all is interpolated."""
+        return self._cost_model.caveats(self.result.model, self.result.workload, configuration)
+
+    def over(self, setting: Setting) -> tuple[Prospect, ...]:
+        """The chosen configuration with each other value of one setting, ascending.
+
+        Where the CPU has nothing to do, its threads are of no consequence, and there is but the chosen one.
+        """
+        space, configuration = self.evaluator.space, self.result.decision.chosen.configuration
+        threads = setting in ("decode_threads", "prefill_threads")
+        if threads and not space.works[space.point(configuration).placement, 0]:
+            return (self.chosen,)
+        values = space.threads if threads else space.batches if setting == "batch_size" else space.chunks
+        return tuple(self.at(replace(configuration, **{setting: value})) for value in values.tolist())
+
+    def over_gpu_layers(self) -> tuple[Prospect, ...]:
+        """The best configuration with each number of layers on GPUs, ascending; empty without a GPU that was timed."""
+        return tuple(self.at(split.best) for split in self.result.decision.split_curve if split.best is not None)
+
+    def best(self, *, batch_size: int | None = None, gpu_layers: int | None = None) -> Prospect | None:
+        """The best feasible configuration, of all or of those with these settings; None: there is none.
+
+        Raises:
+            ValueError: That batch size isn't in the space.
+        """
+        space = self.evaluator.space
+        batches = space.batches.tolist()
+        if batch_size is not None and batch_size not in batches:
+            raise ValueError(f"expected a batch size of {batches}, got {batch_size}")
+        # Placements with another number of layers on GPUs don't take part.
+        groups = space.gpu_layers * 0 if gpu_layers is None else (space.gpu_layers == gpu_layers).astype(int) - 1
+        if (groups < 0).all():
+            return None
+        allowed = [size for size in batches if size <= self.result.workload.max_batch]
+        sizes = [batch_size] if batch_size is not None else allowed
+        if sizes == batches:
+            points = [self.contest.best_of_each(groups).get(0)]
+        else:
+            points = [self.contest.best_of_each(groups, batch=batches.index(size)).get(0) for size in sizes]
+        found = [point for point in points if point is not None]
+        return self.at(space.configuration(min(found, key=self._costs))) if found else None
+
+    @functools.cached_property
+    def _within(self) -> tuple[Evaluator, Evaluator]:
+        """The shortest times that are likely, and the longest."""
+        return self._evaluator(-_SIGMAS), self._evaluator(_SIGMAS)
+
+    def _evaluator(self, sigmas: float) -> Evaluator:
+        model, workload = self.result.model, self.result.workload
+        costs = self._cost_model.steps(model, workload, *self._axes, sigmas=sigmas)
+        largest = replace(workload, max_batch=max(workload.max_batch, *self._axes[1]))
+        return build_evaluator(model, largest, costs, self._room)
+
+    def _costs(self, point: Point) -> tuple[float, ...]:
+        return tuple(float(cost_s) for cost_s in self.evaluator.at(point).costs)
+
+    def _obstacles(
+        self, configuration: Configuration, predicted: Figures, value: Evaluation, measured: Measured | None
+    ) -> Iterable[str]:
+        """What speaks against a configuration; where it was run, limits are held against what was measured."""
+        workload, limit_s = self.result.workload, self.contest.max_tpot_s
+        for use in predicted.memory:
+            missing = use.total_bytes - use.available_bytes
+            if missing > 0:
+                yield (
+                    f"It needs {readable_bytes(use.total_bytes)} on {use.device}, "
+                    f"{readable_bytes(missing)} more than there is."
+                )
+        if configuration.batch_size > workload.max_batch:
+            yield f"The workload allows batches of at most {workload.max_batch}."
+        tpot_s, ttft_s = (value.tpot_s, value.ttft_s) if measured is None else (measured.tpot_s, measured.ttft_s)
+        if limit_s is not None and tpot_s > limit_s:
+            yield f"A token takes {milliseconds(tpot_s)}, over the limit of {milliseconds(limit_s)}."
+        if workload.max_ttft_s is not None and ttft_s > workload.max_ttft_s:
+            yield f"A first token takes {milliseconds(ttft_s)}, over the limit of {milliseconds(workload.max_ttft_s)}."
