@@ -32,15 +32,17 @@ TIMED = (
     "test_confirmation.py",
     "test_guides.py",
     "test_pipeline.py",
+    "test_pipeline_gpu.py",
     "test_recheck.py",
+    "test_measured_storage.py",
 )
-"""Tests that benchmark or run models within short budgets: beside others they would time those."""
+"""Folders and files of tests that benchmark or run models within short budgets: beside others they would time those."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is not to be run beside other tests."""
     for item in items:
-        if item.path.relative_to(TESTS).parts[0] in TIMED:
+        if {item.path.relative_to(TESTS).parts[0], item.path.name} & set(TIMED):
             item.add_marker(pytest.mark.timed)
 
 

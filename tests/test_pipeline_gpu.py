@@ -43,8 +43,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     own = detect.detect()
     host = replace(own, gpus=Gpus(GPUS, "999.0", None))
     on_gpu = tuple(Kernel("torch", name, "sm_90", None, "gpu") for name in ("I2_S", "I2_S_ARM", "F16"))
+    monkeypatch.setattr(pipeline, "detect", lambda: host)
+    monkeypatch.setattr(detect, "detect", lambda: host)
     for module in (pipeline, evidence):
-        monkeypatch.setattr(module, "detect", lambda: host)
         monkeypatch.setattr(module, "find_kernels", lambda _: (*find_kernels(own), *on_gpu))
     monkeypatch.setattr(campaign, "run", partial(campaign.run, torch_device="cpu"))
     monkeypatch.setattr(gpu_plan, "PEAK_SIZE", (32, 64, 64))
@@ -141,11 +142,12 @@ def test_a_gpu_without_torch_leaves_the_cpu_and_one_line(
     compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reason is the registry's own, which says how to get it."""
+    own = find_kernels(detect.detect())
     pretend(monkeypatch)
     path = tmp_path / "small.json"
     path.write_text(json.dumps(SMALL))
     missing = "torch isn't installed (the extra gpu): pip install torch"
-    found = (*find_kernels(detect.detect()), Kernel("torch", "I2_S", None, missing, "gpu"))
+    found = (*own, Kernel("torch", "I2_S", None, missing, "gpu"))
     monkeypatch.setattr(evidence, "find_kernels", lambda _: (*found, replace(found[-1], format="F16")))
     result = pipeline.measure(path, Options(confirm=False), budget_s=3.0)
     assert result.device_config.strategy == "CpuOnly"
