@@ -42,8 +42,9 @@ def import_(source: str, *, as_is: bool = False) -> list[Imported]:
 
     This host's own are saved as they are. One of another host of its class becomes this host's: decided again from its
     measurements and runs for the memory that there is here now, marked as imported, and answering the same wish. In a
-    folder the best of several for one model and workload counts: this host's own, one that was run, the latest; what
-    this host measured itself and holds already gives way only to what it measured later.
+    folder the best of several for one model and workload counts: this host's own, one that was measured and not
+    replayed, one that was run, the latest; what this host measured itself and holds already gives way only to what it
+    measured later.
 
     Args:
         source: File or folder.
@@ -53,7 +54,8 @@ def import_(source: str, *, as_is: bool = False) -> list[Imported]:
         What became of each; from a file there is one.
 
     Raises:
-        StoreError: The file is no intact result, or of another class, or the cache can't be written.
+        StoreError: The file is no intact result, or of another class, or was decided from a recording, or the cache
+            can't be written.
         ResultNotFoundError: The folder has none of this host's class, or with ``as_is`` none at all.
         MemoryLimitError, ConstraintError: No configuration fits this host as it is now. Nothing is changed.
     """
@@ -79,9 +81,14 @@ def adopt(saved: Result, host: Host) -> Result:
         host: This host as it is now.
 
     Raises:
-        StoreError: It is of another class.
+        StoreError: It is of another class, or was decided from a recording.
         MemoryLimitError, ConstraintError: No configuration fits this host as it is now.
     """
+    if saved.provenance == "replayed":
+        raise StoreError(
+            f"the result was decided from a recording of {saved.host.label}, and not measured on it: tune here, or one "
+            "such host and export"
+        )
     theirs, ours = hardware_class(saved.host), hardware_class(host)
     if theirs != ours:
         raise StoreError(
@@ -157,8 +164,9 @@ def _choose(found: Sequence[Stored], host: Host, source: str) -> list[Stored]:
     return list(best.values())
 
 
-def _merit(stored: Stored, host: Host) -> tuple[bool, bool, str]:
-    return _is_own(stored, host), stored.result.confirmed, stored.result.created_at
+def _merit(stored: Stored, host: Host) -> tuple[bool, bool, bool, str]:
+    result = stored.result
+    return _is_own(stored, host), result.provenance != "replayed", result.confirmed, result.created_at
 
 
 def _is_own(stored: Stored, host: Host) -> bool:

@@ -86,7 +86,8 @@ def explain_answer(answer: Answer) -> Lines:
     ]
     if answer.better is not None:
         change = _differences(answer.asked.configuration, answer.better.configuration)
-        what = "the memory and the limits are kept" if answer.asked.obstacles else "it would be faster"
+        kept = answer.asked.obstacles and not answer.better.obstacles
+        what = "the memory and the limits are kept" if kept else "it would be faster"
         lines.append(("better", f"with what was asked for {what} with {change}:"))
         lines += _prospect("", answer.better)[1:]
     return lines

@@ -167,7 +167,10 @@ def _reasons(outlook: Outlook, asked: Prospect, chosen: Prospect, wish: Wish) ->
         if not space.works[space.point(new).placement, 0]:
             yield "The CPU has neither layers nor the head, so its threads change nothing."
     yield from asked.obstacles
-    yield from (f"{caveat[0].upper()}{caveat[1:].rstrip('.')}." for caveat in outlook.caveats(new))
+    caveats = [f"{caveat[0].upper()}{caveat[1:].rstrip('.')}." for caveat in outlook.caveats(new)]
+    yield from caveats
+    if caveats:
+        yield "The 95 % ranges hold what runs of whole steps leave open, and not what is extrapolated."
 
 
 def _times(asked: Prospect, chosen: Prospect) -> Iterator[str]:

@@ -199,6 +199,21 @@ def test_another_architecture_is_just_another_class(here: Host, tmp_path: Path) 
         import_(file_of(arm, tmp_path / "arm.json"))
 
 
+def test_what_was_decided_from_a_recording_does_not_become_a_measurement(here: Host, tmp_path: Path) -> None:
+    """A replay, whose times may be made up, would pass for what an equal host measured; it never outdoes such a one."""
+    theirs = measured_elsewhere()
+    replayed = replace(theirs, provenance="replayed", created_at="2099-01-01T00:00:00+00:00")
+    path = file_of(replayed, tmp_path / "fleet" / "replayed.json")
+    for source in (path, str(tmp_path / "fleet")):
+        with pytest.raises(StoreError, match=r"^nothing was imported from .*: the result was decided from a recording"):
+            import_(source)
+    assert saved_here() is None
+    file_of(theirs, tmp_path / "fleet" / "theirs.json")
+    (imported,) = import_(str(tmp_path / "fleet"))
+    assert imported.result.origin is not None
+    assert imported.result.origin.measured_at == theirs.created_at
+
+
 def test_this_host_s_own_result_is_taken_as_it_is(here: Host, tmp_path: Path) -> None:
     """Byte for byte, and it still counts as measured here."""
     ours = replace(on_cpu(), provenance="measured", host=here)

@@ -194,6 +194,17 @@ def test_what_goes_better_is_told_by_what_differs() -> None:
     ) in explain_answer(hindered)
 
 
+def test_what_goes_better_but_breaks_a_limit_all_the_same_is_only_faster() -> None:
+    """As with a larger batch than the workload allows, where the batch was what was asked for."""
+    hindered = ANSWER.asked._replace(obstacles=("The workload allows batches of at most 1.",))
+    faster = prospect(build_candidate(150.0, threads=1, batch_size=2))._replace(obstacles=hindered.obstacles)
+    (told,) = [
+        text for label, text in explain_answer(ANSWER._replace(asked=hindered, better=faster)) if label == "better"
+    ]
+    assert "it would be faster" in told
+    assert "kept" not in told
+
+
 def test_an_answer_as_json_has_its_figures_by_name() -> None:
     document = answer_to_json(ANSWER)
     assert document["verdict"] == ANSWER.verdict

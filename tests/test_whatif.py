@@ -114,6 +114,8 @@ def test_limits_and_memory_that_are_broken_are_told(on_cpu: Result) -> None:
     assert "The workload allows batches of at most 32." in answer.reasons
     assert any("more than there is" in reason for reason in answer.reasons)
     assert any("are extrapolated" in reason for reason in answer.reasons)
+    assert "95 % ranges" in answer.reasons[-1]  # which don't widen by that
+    assert not any("95 % ranges" in reason for reason in what_if(on_cpu, Wish(batch_size=16)).reasons)
 
 
 def test_another_setting_that_goes_better_with_it_is_told(on_cpu: Result) -> None:

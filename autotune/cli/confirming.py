@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from autotune.cli.arguments import Commands
     from autotune.records import Result
+    from autotune.store.entry import Entry
 
 _BUDGET_S = 5.0
 
@@ -39,7 +40,6 @@ def _confirm(args: argparse.Namespace) -> int:
     from autotune.checked import lines
     from autotune.cli.run import EXIT_CODES
     from autotune.recheck import recheck
-    from autotune.store import cache
     from autotune.summary import show
 
     split_budget(args.budget, confirm=False)
@@ -52,13 +52,27 @@ def _confirm(args: argparse.Namespace) -> int:
     named_file = entry.path == args.model
     if not named_file:
         try:
-            cache.write(result, entry.request)
+            _keep(entry, result)
         except errors.StoreError as error:
             print(f"autotune: warning: {error}", file=sys.stderr)
             code = EXIT_CODES[errors.StoreError]
     if result.check is not None and not result.check.holds:
         raise errors.RegressionError(_worse(result, None if named_file else args))
     return code
+
+
+def _keep(entry: Entry, result: Result) -> None:
+    """Save a result with its check, unless something else was saved in its place while it was run.
+
+    Raises:
+        StoreError: It can't be saved.
+    """
+    from autotune.store import cache
+
+    now = cache.read(entry.key.host, entry.key.model, entry.key.workload)
+    if now is None or now.raw != entry.raw:
+        raise errors.StoreError("the check was not saved: what it is about was replaced meanwhile")
+    cache.write(result, entry.request)
 
 
 def _worse(result: Result, args: argparse.Namespace | None) -> str:

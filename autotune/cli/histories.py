@@ -112,6 +112,11 @@ def _history(args: argparse.Namespace) -> int:
 
     if args.csv == "-" and args.json:
         raise errors.UsageError("--csv - and --json both print on standard output: leave one of them out")
+    if args.parquet == "-":
+        raise errors.UsageError("--parquet needs the name of a file: only --csv can be printed")
+    files = [os.path.realpath(name) for name in (args.csv, args.parquet) if name is not None]
+    if len(set(files)) < len(files):
+        raise errors.UsageError(f"--csv and --parquet both name {args.csv}: name two files")
     wanted = Wanted(
         model=args.model,
         workload=args.workload,
@@ -153,7 +158,7 @@ def _write_tables(args: argparse.Namespace, found: Sequence[Stored]) -> None:
         if name == "-" and name == args.csv:
             print_document(document)
         else:
-            write_output(name, document, "the table")
+            write_output(name, document, "the table", keep=(one.path for one in found))
             print(f"wrote {name}", file=sys.stderr)
 
 

@@ -58,10 +58,13 @@ def _requirements(args: argparse.Namespace) -> int:
     found = [requirements(model, args.format, args.context) for model in args.models or PRESETS]
     rows = [list(row) for each in found for _, row in itertools.groupby(each.needed, key=lambda need: need.format)]
     left_out = [format_ for each in found for format_ in each.left_out]
-    if not rows and left_out:
-        raise errors.ModelError(_sentence(left_out[0]))
+    longest = max(each.max_context for each in found)
+    if args.context and min(args.context) > longest:
+        raise errors.UsageError(
+            f"--context must be within the models' longest context, {longest} tokens, got {min(args.context)}"
+        )
     if not rows:
-        raise errors.UsageError(f"--context must be within the models' longest context, got {min(args.context)} tokens")
+        raise errors.ModelError(_sentence(left_out[0]))
     models = list(dict.fromkeys(row[0].model for row in rows))
     records = [] if args.results is None else _latest(args.results, models, args.format)
     if args.json:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from autotune.export.placement import Placement, formats_of, gpu_number, placement_of
+from autotune.export.placement import Placement, formats_of, gpu_number, gpu_order_note, placement_of
 from autotune.export.targets import Exported
 from autotune.records import Configuration, MemoryUse, Model, Result
 
@@ -75,6 +75,7 @@ def _notes(result: Result) -> Iterator[str]:
     )
     if not placement.gpus:
         return
+    yield from gpu_order_note(result)
     if placement.cpu_layers or not placement.head_on_gpu:
         yield (
             f"accelerate copies what is on the CPU ({_on_cpu(placement)}) to the GPU for each pass and multiplies "

@@ -35,7 +35,8 @@ def export(result: Result, form: str, model_path: str) -> Exported:
         )
     if form == "llama-server":
         options = {"--model": model_path, **llama_cpp.server_options(result), "--n-gpu-layers": "0"}
-        return Exported(command_line(("build/bin/llama-server",), options), tuple(llama_cpp.server_notes(result)))
+        notes = (*_activation_notes(result), *llama_cpp.server_notes(result))
+        return Exported(command_line(("build/bin/llama-server",), options), notes)
     options = {
         "--model": model_path,
         "--threads": str(configuration.decode_threads),
@@ -44,7 +45,16 @@ def export(result: Result, form: str, model_path: str) -> Exported:
     }
     if form == "run_inference":
         options |= {"--prompt": _PROMPT, "--conversation": ""}
-    return Exported(command_line(("python", f"{form}.py"), options), tuple(_script_notes(result, form)))
+    notes = (*_activation_notes(result), *_script_notes(result, form))
+    return Exported(command_line(("python", f"{form}.py"), options), notes)
+
+
+def _activation_notes(result: Result) -> Iterator[str]:
+    if result.model.activation == "relu2":
+        yield (
+            f"{result.model.name} needs squared ReLU, and bitnet.cpp since July 2026 multiplies it with SiLU, and "
+            f"answers badly (its issue 588, open when this was written): take an older one, or one with the issue fixed"
+        )
 
 
 def _script_notes(result: Result, form: str) -> Iterator[str]:

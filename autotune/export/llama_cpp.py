@@ -2,7 +2,7 @@
 
 Sources: ggml-org/llama.cpp, tools/server/README.md (options and their variables), src/llama-model.cpp
 (``load_tensors``: which layers ``--n-gpu-layers`` and ``--tensor-split`` place where) and src/models/bitnet.cpp (the
-head).
+head, and the activation).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autotune.errors import ExportError
-from autotune.export.placement import Placement, formats_of, placement_of
+from autotune.export.placement import Placement, formats_of, gpu_order_note, placement_of
 from autotune.export.shell import command_line, environment_file
 from autotune.export.targets import Exported
 from autotune.records import Model, Result
@@ -46,7 +46,7 @@ def export(result: Result, form: str, model_path: str) -> Exported:
     placement = placement_of(result.decision.chosen.configuration)
     _check_readable(result.model, placement)
     options = {"--model": model_path, **server_options(result), **_placement_options(result, placement)}
-    notes = [*server_notes(result), *_placement_notes(result, placement)]
+    notes = [*_activation_notes(result.model), *server_notes(result), *_placement_notes(result, placement)]
     left_to_cpu = _left_to_cpu(result.model, placement)
     if left_to_cpu and not placement.uses_cpu:
         # The plan's number is of no consequence then: the CPU has nothing to do in it.
@@ -133,6 +133,14 @@ def _placement_options(result: Result, placement: Placement) -> dict[str, str]:
     return options
 
 
+def _activation_notes(model: Model) -> Iterator[str]:
+    if model.activation == "relu2":
+        yield (
+            f"{model.name} needs squared ReLU: llama.cpp multiplies it with SiLU instead, and answers badly, unless it "
+            f"is of August 2026 or later and the file's {model.architecture}.hidden_activation says relu2"
+        )
+
+
 def _placement_notes(result: Result, placement: Placement) -> Iterator[str]:
     if not placement.gpus:
         return
@@ -153,8 +161,7 @@ def _placement_notes(result: Result, placement: Placement) -> Iterator[str]:
             f"a llama.cpp whose CUDA backend has no {name} product leaves these matrices on the CPU, whatever "
             f"--n-gpu-layers says"
         )
-    if len(result.host.gpus.usable) > 1:
-        yield "GPUs are numbered as NVML lists them: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or CUDA counts the fastest first"
+    yield from gpu_order_note(result)
     yield (
         "the share of the GPU's memory has no option: llama.cpp takes what layers and context need, and the memory "
         "plan was made for autotune's own engine"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from autotune.records import Configuration, Model
+from autotune.records import Configuration, Model, Result
 
 
 class Placement(NamedTuple):
@@ -50,6 +51,12 @@ def placement_of(configuration: Configuration) -> Placement:
 def gpu_number(device: str) -> int:
     """CUDA's number of a GPU: 1 of ``cuda:1``."""
     return int(device.removeprefix("cuda:"))
+
+
+def gpu_order_note(result: Result) -> Iterator[str]:
+    """What must be set that a GPU's number means the same to CUDA; nothing where there is but one GPU."""
+    if len(result.host.gpus.usable) > 1:
+        yield "GPUs are numbered as NVML lists them: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or CUDA counts the fastest first"
 
 
 def formats_of(model: Model) -> tuple[str, ...]:

@@ -94,7 +94,10 @@ def parse_moment(text: str, *, ends: bool = False) -> datetime:
     except ValueError:
         moment = datetime.fromisoformat(text)
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return datetime.combine(day, time(tzinfo=UTC)) + timedelta(days=1 if ends else 0)
+    begin = datetime.combine(day, time(tzinfo=UTC))
+    if not ends:
+        return begin
+    return datetime.max.replace(tzinfo=UTC) if day == date.max else begin + timedelta(days=1)
 
 
 def _matches(value: str, pattern: str | None) -> bool:

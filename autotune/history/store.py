@@ -78,7 +78,8 @@ def decode(raw: bytes) -> HistoryRecord:
         for time in (record.recorded_at, record.measured_at):
             if datetime.fromisoformat(time).tzinfo is None:
                 raise ValueError(f"expected a time with a zone, got {time!r}")
-    except ValueError as error:  # msgspec's errors are some
+            datetime.fromisoformat(time).astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # msgspec's errors are some of the former
         raise BadEntry("schema", f"holds what this autotune can't read: {error}") from error
     return record
 

@@ -65,7 +65,7 @@ def find_checkout(environment: Mapping[str, str] | None = None, timeout_s: float
     branch = heads.get("branch.head", "(detached)")
     return Checkout(
         commit=None if commit == "(initial)" else commit,
-        branch=_branch_of_job(environment, commit) if branch == "(detached)" else branch,
+        branch=_branch_of_job(_texts(environment), commit) if branch == "(detached)" else branch,
         dirty=any(not line.startswith("#") for line in lines),
     )
 
@@ -78,7 +78,7 @@ def find_job(environment: Mapping[str, str] | None = None) -> Job | None:
     Args:
         environment: Environment variables; None: the process'.
     """
-    found = os.environ if environment is None else environment
+    found = _texts(os.environ if environment is None else environment)
     if found.get("GITHUB_ACTIONS") == "true":
         names = [found[name] for name in ("GITHUB_WORKFLOW", "GITHUB_JOB") if found.get(name)]
         attempt = found.get("GITHUB_RUN_ATTEMPT", "")
@@ -95,6 +95,11 @@ def find_job(environment: Mapping[str, str] | None = None) -> Job | None:
             name=found.get("CI_JOB_NAME"), run_id=found.get("CI_JOB_ID"), attempt=None, url=found.get("CI_JOB_URL")
         )
     return None
+
+
+def _texts(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables as text; bytes that are none would keep a record from being written, after minutes of tuning."""
+    return {name: os.fsencode(value).decode(errors="replace") for name, value in environment.items()}
 
 
 def _branch_of_job(environment: Mapping[str, str], commit: str) -> str | None:

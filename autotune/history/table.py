@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -142,7 +143,8 @@ _DTYPES: dict[Kind, str] = {"text": "string", "number": "float64", "count": "Int
 def columns(stored: Sequence[Stored]) -> dict[str, list[Any]]:
     """The table as plain lists by column; times as they were recorded, unknown values None."""
     records = [one.record for one in stored]
-    lists: dict[str, list[Any]] = {"path": [one.path for one in stored]}
+    # A path may hold bytes that are no text, which neither JSON nor a table can.
+    lists: dict[str, list[Any]] = {"path": [os.fsencode(one.path).decode(errors="replace") for one in stored]}
     lists |= {column.name: [column.value(record) for record in records] for column in COLUMNS}
     for key in sorted({key for record in records for key in record.tags}):
         lists[f"{TAG}{key}"] = [record.tags.get(key) for record in records]

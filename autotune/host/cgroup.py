@@ -78,16 +78,19 @@ class Cgroup:
         """
         return min((limit for limit, _ in self._memory_limits()), default=None)
 
-    def memory_use(self) -> list[tuple[int, int | None]]:
+    def memory_use(self, *, active_files: bool = True) -> list[tuple[int, int | None]]:
         """Limit and use, in bytes, of every level that has a memory limit, innermost first.
 
         The use is what is charged less inactive file pages, which the kernel drops before it refuses memory;
         None where it isn't known.
+
+        Args:
+            active_files: Whether pages of files that are read again and again count as used: those of a model that is
+                mapped are among them. The kernel drops them as well, though later.
         """
         v1 = self._memory[0] == 1
-        current, droppable = (
-            ("memory.usage_in_bytes", "total_inactive_file") if v1 else ("memory.current", "inactive_file")
-        )
+        current, prefix = ("memory.usage_in_bytes", "total_") if v1 else ("memory.current", "")
+        droppable = ("inactive_file",) if active_files else ("inactive_file", "active_file")
         uses: list[tuple[int, int | None]] = []
         for limit, level in self._memory_limits():
             charged = self._root.number(f"{level}/{current}") if level else None
@@ -95,7 +98,8 @@ class Cgroup:
                 uses.append((limit, None))
             else:
                 statistics = _fields(self._root.text(f"{level}/memory.stat"))
-                uses.append((limit, max(0, charged - statistics.get(droppable, 0))))
+                dropped = sum(statistics.get(f"{prefix}{pages}", 0) for pages in droppable)
+                uses.append((limit, max(0, charged - dropped)))
         return uses
 
     def throttled_s(self) -> float | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from autotune.records.host import Core, Host
 
 _GIB = 1 << 30
-_LEAST_STEPS = 16
+_LEAST_STEPS = 8
 """Steps of rounding into which memory beyond as many GiB is cut, at least."""
 _DIGEST_DIGITS = 8
 _GPU_NAMES_LENGTH = 60
@@ -34,6 +34,7 @@ def hardware_class(host: Host) -> str:
     count as well: they tell processors apart whose hypervisor hides the name.
     """
     cpu, limits, gpus = host.cpu, host.limits, host.gpus.usable.values()
+    quota = limits.quota_cpus
     memory_gib = rounded_gib(memory_limit_bytes(host))
     driver = host.gpus.driver_version if gpus else None
     decisive = (
@@ -46,7 +47,8 @@ def hardware_class(host: Host) -> str:
         cpu.logical_cpus,
         cpu.physical_cores,
         host.numa_nodes,
-        limits.usable_threads,
+        # A single thread may have less than a CPU: half of one is half as fast.
+        limits.usable_threads if quota is None else min(limits.usable_threads, quota),
         _arrangement(cpu.cores),
         memory_gib,
         tuple((gpu.name, _gpu_gib(gpu.memory_total_bytes), gpu.compute_capability, gpu.mig) for gpu in gpus),
@@ -70,7 +72,7 @@ def memory_limit_bytes(host: Host) -> int:
 
 
 def rounded_gib(size_bytes: int) -> int:
-    """Memory in GiB, rounded up to steps of a whole GiB, or of a 32nd to a 16th where that is more.
+    """Memory in GiB, rounded up to steps of a whole GiB, or of a 16th to an 8th where that is more.
 
     What a system reports lies below what is built in, by what firmware and kernel keep; that share, a few per cent,
     differs a little between equal hosts, their firmware and kernels. The steps end where built-in sizes lie (4, 16, 24,

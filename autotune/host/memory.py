@@ -46,12 +46,13 @@ def read_memory(root: Root, cgroup: Cgroup, system: System) -> Memory:
 def usable_now_bytes(root: Root) -> int | None:
     """What this process may use now, with what it holds already; None where the system doesn't tell.
 
-    What it holds is its anonymous and shared memory: pages of files count as available anyway.
+    What it holds is its anonymous and shared memory: pages of files count as available anyway, to its cgroups as to the
+    system. So a model that is mapped already takes nothing from itself.
     """
     available = root.meminfo_bytes("MemAvailable")
     if available is None:
         return None
-    left = min(available, _left_bytes(Cgroup(root).memory_use(), available))
+    left = min(available, _left_bytes(Cgroup(root).memory_use(active_files=False), available))
     return left + sum(root.status_bytes(field) or 0 for field in ("RssAnon", "RssShmem"))
 
 

@@ -63,10 +63,12 @@ class Requirements(NamedTuple):
     Attributes:
         needed: By format, then by context, ascending.
         left_out: Formats that can't hold it.
+        max_context: The longest context that it has, in tokens.
     """
 
     needed: tuple[Requirement, ...]
     left_out: tuple[LeftOut, ...]
+    max_context: int
 
 
 def requirements(
@@ -98,7 +100,7 @@ def requirements(
         else:
             left_out.append(LeftOut(own.name, name, reason))
     needed = tuple(_requirement(model, name, length) for name, model in held.items() for length in lengths)
-    return Requirements(needed, tuple(left_out))
+    return Requirements(needed, tuple(left_out), own.max_context)
 
 
 def _usual(spec: str | os.PathLike[str], own: Model) -> tuple[str, ...]:

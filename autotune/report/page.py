@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jinja2
 
+from autotune import checked
 from autotune.evidence import recall
 from autotune.outlook import Outlook
 from autotune.records import Result
@@ -176,13 +177,8 @@ def _facts(result: Result) -> dict[str, list[str]]:
         found["measured on"] = [
             f"{result.origin.host_label} ({result.origin.hardware_class}), {result.origin.measured_at}"
         ]
-    if result.check is not None:
-        check = result.check
-        verdict = "holds" if check.holds else "does not hold"
-        found["last check"] = [
-            f"{check.checked_at}: {verdict}; expected {rate(check.expected.tokens_per_s)}, "
-            f"found {rate(check.found.tokens_per_s)}, tolerance {percent(check.tolerance)}"
-        ]
+    if told := checked.lines(result):
+        found["last check"] = [value for _, value in told]
     if result.model.notes:
         found["assumed"] = list(result.model.notes)
     spent = [f"{seconds(result.campaign.spent_s)} timing kernels"]
@@ -206,6 +202,7 @@ def _commands(result: Result, source: str, request: Mapping[str, object]) -> lis
         for word in (f"--{name.replace('_', '-')}", str(request[name]))
     ]
     workload = ["--workload", result.workload.name]
+    named = [*workload, *(["--format", str(request["format"])] if request.get("format") is not None else [])]
 
     def command(name: str, *options: str) -> str:
         return shlex.join(["python", "-m", "autotune", name, source, *options])
@@ -213,7 +210,7 @@ def _commands(result: Result, source: str, request: Mapping[str, object]) -> lis
     return [
         (command("tune", *workload, *asked, "--force"), "measure, choose and save anew on the host you are on"),
         (command("retune", *workload, *asked), "choose again from what was measured, without measuring"),
-        (command("confirm", *workload), "run this configuration for some seconds: do its figures hold?"),
-        (command("explain", *workload), "the reasons as text, and what-ifs"),
+        (command("confirm", *named), "run this configuration for some seconds: do its figures hold?"),
+        (command("explain", *named), "the reasons as text, and what-ifs"),
         (command("verify", *workload, *asked), "run all configurations and tell how far this one is from the best"),
     ]

@@ -188,6 +188,27 @@ def test_what_confirm_refuses(shop: Shop) -> None:
     assert shop.state() == before
 
 
+def test_a_check_does_not_undo_a_tune_that_ended_meanwhile(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """What was saved while it ran stays; the check is of what was there before, and only printed."""
+    measured = Measured(tokens_per_s=10.0, tpot_s=0.1, ttft_s=1.0, relative_interval=0.01)
+    check = Check("2026-01-01T00:00:00+00:00", 4.0, measured, measured, 0.05, holds=True)
+    monkeypatch.chdir(shop.folder)
+    monkeypatch.setenv("AUTOTUNE_CACHE", str(shop.cache))
+
+    def meanwhile(saved: Result, **_: object) -> Result:
+        keep(shop, replace(saved, created_at="2099-01-01T00:00:00+00:00"))
+        return replace(saved, check=check)
+
+    monkeypatch.setattr(recheck, "recheck", meanwhile)
+    assert cli.main(["confirm", "small.json", "--json"]) == 8
+    out, err = capsysbinary.readouterr()
+    assert msgspec.json.decode(out, type=Check) == check
+    assert err == b"autotune: warning: the check was not saved: what it is about was replaced meanwhile\n"
+    assert (saved_in(shop).created_at, saved_in(shop).check) == ("2099-01-01T00:00:00+00:00", None)
+
+
 def test_a_check_that_cannot_be_saved_is_still_printed(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:

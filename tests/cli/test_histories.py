@@ -186,6 +186,7 @@ def test_many_records_are_listed_when_asked_for(tmp_path: Path, capfd: Captured)
         (("--since", "2026-01-02"), [2, 3]),
         (("--since", "2026-01-02T11:00", "--until", "2026-01-03"), [3]),
         (("--until", "2026-01-02"), [1, 2]),
+        (("--until", "9999-12-31"), [1, 2, 3]),
         (("--tag", "runner=ci-1"), [1, 3]),
         (("--last", "1"), [3]),
         (("--last", "1", "--workload", "server"), [2]),
@@ -218,6 +219,23 @@ def test_csv_can_be_piped(results: Path, capfd: Captured) -> None:
     assert err == ""
 
 
+def test_a_table_does_not_replace_a_record_that_it_is_made_from(results: Path, capfd: Captured) -> None:
+    """As a mistyped pattern of the shell would have it."""
+    (path, *_) = sorted(results.rglob("*.json"))
+    before = path.read_bytes()
+    assert main(["history", "--results", str(results), "--csv", str(path)]) == 2
+    assert "the table would replace what it is made from" in capfd.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_folder_whose_name_is_no_text_can_be_listed(results: Path, capfd: Captured) -> None:
+    """What can't be said of a path in UTF-8 is shown as a replacement character."""
+    odd = results.rename(results.parent / os.fsdecode(b"odd \xff"))
+    for words in (("--csv", "-"), ("--json",)):
+        assert main(["history", "--results", str(odd), *words]) == 0
+        assert "/odd \N{REPLACEMENT CHARACTER}/" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
@@ -228,6 +246,8 @@ def test_csv_can_be_piped(results: Path, capfd: Captured) -> None:
         (("--workload", "chatty"), 2, "the workload must be one of chat, server, offline, got 'chatty'"),
         (("--last", "-1"), 2, "--last must be a whole number of at least 1, got -1"),
         (("--csv", "-", "--json"), 2, "--csv - and --json both print on standard output"),
+        (("--parquet", "-"), 2, "--parquet needs the name of a file"),
+        (("--csv", "new", "--parquet", "./new"), 2, "--csv and --parquet both name new: name two files"),
         (("--csv", "empty"), 8, "empty: the table can't be written there"),
         (("--csv", "no/table.csv"), 8, "no/table.csv: the table can't be written there: No such file or directory"),
     ],

@@ -94,7 +94,8 @@ def test_records_tell_how_fast_the_models_are(tmp_path: Path, capfd: pytest.Capt
         (["bitnet_b1_58-3B", "--format", "TQ2_0"], 3, "can't be stored in TQ2_0: q 3200 x 3200: TQ2_0 needs k_in"),
         ([MODEL, "--format", "Q9"], 2, "unknown weight format 'Q9'"),
         ([MODEL, "--context", "0"], 2, "--context must be at least 1 token, got 0"),
-        ([MODEL, "--context", "9999"], 2, "within the models' longest context, got 9999"),
+        ([MODEL, "--context", "9999"], 2, "within the models' longest context, 4096 tokens, got 9999"),
+        (["--context", "99999"], 2, "within the models' longest context, 32768 tokens, got 99999"),
         ([MODEL, "--results", "/nowhere"], 9, "/nowhere"),
     ],
 )

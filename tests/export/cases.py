@@ -21,6 +21,7 @@ from autotune.records import (
     Result,
     Site,
 )
+from autotune.records.model import ActivationFunction
 from tests.builders import build_host, build_model, build_result, build_workload
 
 LAYERS = 12
@@ -40,7 +41,13 @@ PLACEMENTS: dict[str, tuple[dict[str, int], str]] = {
 }
 
 
-def a_model(*, weight_format: str = "TQ2_0", architecture: str = "llama", tied: bool = False) -> Model:
+def a_model(
+    *,
+    weight_format: str = "TQ2_0",
+    architecture: str = "llama",
+    tied: bool = False,
+    activation: ActivationFunction = "silu",
+) -> Model:
     """A model of a dozen layers."""
     small = build_model()
     sites = tuple(replace(site, format=weight_format) for site in small.layers[0].sites)
@@ -49,6 +56,7 @@ def a_model(*, weight_format: str = "TQ2_0", architecture: str = "llama", tied: 
         layers=(Layer(sites),) * LAYERS,
         architecture=architecture,
         tied=tied,
+        activation=activation,
         head=Site("head", 1000, 256, "F16"),
     )
 

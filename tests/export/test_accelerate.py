@@ -67,6 +67,15 @@ def test_what_is_on_the_cpu_is_said_to_be_copied(device_layers: dict[str, int], 
     assert "bf16" in packed
 
 
+def test_gpus_are_numbered_as_cuda_may_not_number_them() -> None:
+    def told(gpus: int) -> bool:
+        notes = export(a_result(GPU, "cuda:0", gpus=gpus), "accelerate").notes
+        return any("CUDA_DEVICE_ORDER=PCI_BUS_ID" in note for note in notes)
+
+    assert told(2)
+    assert not told(1)
+
+
 def test_a_model_on_a_gpu_alone_has_nothing_copied() -> None:
     assert len(export(a_result(GPU, "cuda:0"), "accelerate").notes) == len(export(a_result(), "accelerate").notes) == 2
 

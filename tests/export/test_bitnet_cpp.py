@@ -60,6 +60,12 @@ def test_what_its_scripts_have_no_option_for_is_said(script: str) -> None:
 
 
 @pytest.mark.parametrize("form", TARGETS["bitnet.cpp"].forms)
+def test_a_model_that_needs_squared_relu_is_told_which_bitnet_cpp_lacks_it(form: str) -> None:
+    bitnet = a_model(architecture="bitnet", activation="relu2")
+    assert "needs squared ReLU" in export(a_result(model=bitnet), "bitnet.cpp", form).notes[0]
+
+
+@pytest.mark.parametrize("form", TARGETS["bitnet.cpp"].forms)
 @pytest.mark.parametrize("name", [name for name in PLACEMENTS if name != "cpu"])
 def test_layers_on_a_gpu_are_an_error(name: str, form: str) -> None:
     with pytest.raises(ExportError, match="of 12 layers are on GPUs"):

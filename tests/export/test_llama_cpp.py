@@ -120,6 +120,15 @@ def test_a_tied_head_is_kept_on_the_cpu_under_the_embeddings_name() -> None:
     assert options["-ot"] == "^token_embd.weight=CPU"
 
 
+def test_a_model_that_needs_squared_relu_is_told_which_llama_cpp_has_it() -> None:
+    """Others load it, and answer badly."""
+    bitnet = a_model(architecture="bitnet", activation="relu2")
+    assert any(
+        "bitnet.hidden_activation says relu2" in note for note in export(a_result(model=bitnet), "llama.cpp").notes
+    )
+    assert not export(a_result(model=a_model(architecture="bitnet")), "llama.cpp").notes
+
+
 def test_one_of_several_gpus_is_named_and_the_only_one_is_not() -> None:
     assert _flags(export(a_result(GPU, "cuda:0", gpus=2), "llama.cpp").text)["-dev"] == "CUDA0"
     assert "-dev" not in _flags(export(a_result(GPU, "cuda:0"), "llama.cpp").text)

@@ -99,8 +99,9 @@ def test_a_folder_where_all_names_are_taken_is_refused(tmp_path: Path, monkeypat
 
 
 def test_what_cannot_be_read_back_is_not_written(tmp_path: Path) -> None:
-    """An infinity is no JSON, and a time without a zone is none."""
-    for broken in (build_record(tune_time_s=math.inf), build_record(recorded_at="2026-01-02T03:04:05")):
+    """An infinity is no JSON, and a time without a zone is none, nor one that no calendar has in UTC."""
+    times = "2026-01-02T03:04:05", "9999-12-31T23:59:59-12:00"
+    for broken in (build_record(tune_time_s=math.inf), *(build_record(recorded_at=time) for time in times)):
         with pytest.raises(StoreError, match="the record was not written, it could not be read back"):
             fill(tmp_path, broken)
     assert not names_in(tmp_path)

@@ -113,3 +113,10 @@ def test_a_job_of_gitlab_has_its_page() -> None:
 def test_elsewhere_there_is_no_job() -> None:
     """On a developer's machine for example."""
     assert find_job(HERE | {"GITHUB_ACTIONS": "", "GITLAB_CI": ""}) is None
+
+
+def test_a_variable_that_is_no_text_does_not_keep_a_record_from_being_written() -> None:
+    """Its bytes are told as replacement characters: JSON has no others."""
+    job = find_job({"GITLAB_CI": "true", "CI_JOB_NAME": os.fsdecode(b"tune \xff")})
+    assert job is not None
+    assert job.name == "tune \N{REPLACEMENT CHARACTER}"

@@ -62,6 +62,7 @@ def test_a_recorded_host_s_own_class_is_no_part_of_it(host):
         lambda host: {"gpus": replace(host.gpus, devices=(replace(GPU, index=3, uuid="GPU-2", memory_free_bytes=1),))},
         lambda host: {"gpus": replace(host.gpus, devices=(replace(GPU, memory_total_bytes=24 * GIB - 12 * 2**20),))},
         lambda host: {"gpus": replace(host.gpus, devices=(GPU, replace(GPU, index=1, unusable_reason="it is lost")))},
+        lambda host: {"limits": replace(host.limits, quota_cpus=float(host.limits.usable_threads))},
         lambda host: {"fingerprint": replace(host.fingerprint, cheap="x", full="y"), "unknown": ("anything",)},
         lambda host: {"cpu": replace(host.cpu, cores=renumbered(host.cpu.cores))},
     ],
@@ -101,6 +102,7 @@ def renumbered(cores):
             "cpu": replace(host.cpu, cores=(replace(host.cpu.cores[0], kind="efficiency"), *host.cpu.cores[1:]))
         },
         lambda host: {"limits": replace(host.limits, usable_threads=2)},
+        lambda host: {"limits": replace(host.limits, quota_cpus=0.5)},
         lambda host: {"numa_nodes": 4},
         lambda host: {"memory": replace(host.memory, total_bytes=host.memory.total_bytes // 2)},
         lambda host: {"memory": replace(host.memory, cgroup_limit_bytes=8 * GIB)},
@@ -146,7 +148,8 @@ def test_quota_and_cpuset_of_the_same_width_on_one_host_differ_by_how_the_cores_
 
 @pytest.mark.parametrize(
     ("reported_gib", "built_in_gib"),
-    [(0.93, 1), (3.82, 4), (7.63, 8), (15.3, 16), (15.62, 16), (16.0, 16), (23.4, 24), (31.1, 32), (31.4, 32),
+    [(0.93, 1), (3.82, 4), (7.63, 8), (15.3, 16), (15.62, 16), (16.0, 16), (23.4, 24), (30.9, 32), (31.1, 32),
+     (31.4, 32), (61.4, 64),
      (62.6, 64), (94.2, 96), (125.6, 128), (251.4, 256), (503.2, 512), (503.9, 512), (504.2, 512), (1007.0, 1024)],
 )  # fmt: skip
 def test_memory_is_what_is_built_in_whatever_firmware_and_kernel_keep(reported_gib, built_in_gib):

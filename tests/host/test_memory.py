@@ -30,6 +30,25 @@ def test_a_cgroup_that_leaves_less_counts(lab):
     assert usable_now_bytes(host.write(status(2)).root) == 5 * lab.GIB
 
 
+@pytest.mark.parametrize(
+    ("version", "folder", "current", "limit", "prefix"),
+    [
+        (2, "/sys/fs/cgroup", "memory.current", "memory.max", ""),
+        (1, "/sys/fs/cgroup/memory", "memory.usage_in_bytes", "memory.limit_in_bytes", "total_"),
+    ],
+)
+def test_a_model_that_is_mapped_takes_nothing_from_itself(lab, version, folder, current, limit, prefix):
+    """Its pages are charged to the cgroup and active, but they are a file's."""
+    in_cgroup = {
+        f"{folder}/{limit}": f"{8 * lab.GIB}\n",
+        f"{folder}/{current}": f"{6 * lab.GIB}\n",
+        f"{folder}/memory.stat": f"{prefix}inactive_file {lab.GIB}\n{prefix}active_file {3 * lab.GIB}\n",
+    }
+    files = lab.v2_files() if version == 2 else lab.v1_files({"memory": "/"})
+    host = lab.host({"/proc/meminfo": lab.meminfo(32, 10)}, files, in_cgroup)
+    assert usable_now_bytes(host.root) == 6 * lab.GIB
+
+
 def test_without_meminfo_it_is_unknown(lab):
     assert usable_now_bytes(lab.host(status(2)).root) is None
 

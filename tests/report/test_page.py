@@ -160,9 +160,12 @@ def test_an_imported_result_says_where_it_was_measured(predicted: Result) -> Non
     text = text_of(render(imported, MODEL))
     assert "imported from a host of the same kind" in text
     assert "another-host (class-2t-1f), 2026-01-02T03:04:05+00:00" in text
-    assert "2026-02-03T04:05:06+00:00: holds; expected 20 tokens/s, found 20 tokens/s" in text
-    broken = replace(imported, check=replace(check, holds=False))
-    assert ": does not hold; " in text_of(render(broken, MODEL))
+    assert "2026-02-03T04:05:06+00:00, in 3.0 s: 20 tokens/s (TPOT 50 ms" in text
+    assert "predicted before, which holds within 5.0%" in text
+    broken = replace(imported, check=replace(check, holds=False, prefill_ran=False))
+    text = text_of(render(broken, MODEL))
+    assert "in 3.0 s: TPOT 50 ms, 0.0% faster than the TPOT 50 ms predicted before, which no longer holds" in text
+    assert "no prompt was run" in text
 
 
 def test_a_replayed_result_says_that_nobody_measured_it(hybrid: Result) -> None:
@@ -221,7 +224,8 @@ def test_the_commands_repeat_what_was_asked_for(predicted: Result) -> None:
     tail = "'my model.gguf' --workload server --format TL2 --max-batch 4 --max-tpot-ms 80.0"
     assert f"python -m autotune tune {tail} --force" in text
     assert f"python -m autotune retune {tail}" in text
-    assert "python -m autotune explain 'my model.gguf' --workload server" in text
+    for command in ("explain", "confirm"):  # under another format another result is saved
+        assert f"python -m autotune {command} 'my model.gguf' --workload server --format TL2" in text
 
 
 def test_a_result_for_chat_shows_times_per_token() -> None:
