@@ -74,7 +74,8 @@ def import_(source: str, *, as_is: bool = False) -> list[Imported]:
 def adopt(saved: Result, host: Host) -> Result:
     """A result of another host of the same hardware class as this host's own; nothing is measured.
 
-    Software that differs is no obstacle; there is an `AdoptionWarning` about it, which stays with the result.
+    Software that differs is no obstacle; there is an `AdoptionWarning` about it, which stays with the result and with
+    what is decided from it.
 
     Args:
         saved: As the other host saved it.
@@ -95,12 +96,12 @@ def adopt(saved: Result, host: Host) -> Result:
             f"the result is of hardware class {theirs} and this host of {ours}: tune here, "
             f"or import it with --as-is for hosts like {saved.host.label}"
         )
-    origin = saved.origin or Origin(saved.host.label, theirs, saved.created_at)
+    origin = saved.origin or Origin(saved.host.label, theirs, saved.created_at, saved.host.versions)
+    origin = replace(origin, doubts=tuple(_differences(saved, origin, host)))
     result = conclude_again(replace(saved, origin=origin), saved.workload, host)
-    doubts = tuple(_differences(saved, host))
-    for doubt in doubts:
+    for doubt in origin.doubts:
         warnings.warn(doubt, AdoptionWarning, stacklevel=2)
-    return replace(result, warnings=(*result.warnings, *doubts))
+    return result
 
 
 def _take_all(chosen: Sequence[Stored], host: Host, source: str) -> list[Imported]:
@@ -177,12 +178,15 @@ def _is_later(stored: Stored, ours: Result, host: Host) -> bool:
     return _is_own(stored, host) and stored.result.created_at > ours.created_at
 
 
-def _differences(saved: Result, host: Host) -> Iterable[str]:
-    """What may keep an imported result's figures from holding, a sentence each."""
-    changed = list(_changed(saved.host.versions, host.versions))
+def _differences(saved: Result, origin: Origin, host: Host) -> Iterable[str]:
+    """What may keep an imported result's figures from holding, a sentence each.
+
+    The host that measured it counts, and not one that it was imported by in between.
+    """
+    changed = [] if origin.versions is None else list(_changed(origin.versions, host.versions))
     if changed:
         yield (
-            f"measured on {saved.host.label} with other software than here ({', '.join(changed)}): "
+            f"measured on {origin.host_label} with other software than here ({', '.join(changed)}): "
             "`autotune confirm` tells whether its figures hold"
         )
     here = {(found.kernel, found.format): found.reason for found in find_kernels(host)}
@@ -192,7 +196,7 @@ def _differences(saved: Result, host: Host) -> Iterable[str]:
     for kernel, name in sorted(used):
         reason = here.get((kernel, name), "this version doesn't have it")
         if reason is not None:
-            yield f"measured on {saved.host.label} with the kernel {kernel} for {name}, which can't run here: {reason}"
+            yield f"measured on {origin.host_label} with the kernel {kernel} for {name}, which can't run here: {reason}"
 
 
 def _changed(there: Versions, here: Versions) -> Iterable[str]:

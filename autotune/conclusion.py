@@ -83,6 +83,7 @@ def conclude(
         warnings=(
             *cost_model.caveats(model, workload, configuration),
             *shortfalls(campaign, model, {*configuration.device_layers, configuration.head_device}),
+            *(() if evidence.origin is None else evidence.origin.doubts),
         ),
         kernels=fastest_kernels(campaign, model, configuration),
         alternatives=tuple(other for other in models if other is not model),

@@ -128,8 +128,16 @@ def tune_command(model: str, workload: str, weight_format: str | None, kernel: s
 
 def retune_command(model: str, request: Mapping[str, object]) -> str:
     """The command that decides anew from what is saved for a model and a request, to be pasted into a shell."""
-    wished = {name: request.get(name) for name in Options._fields if name != "confirm"}
-    return _command(["retune", model], wished)
+    return _command(["retune", model], _wished(request))
+
+
+def remeasure_command(model: str, request: Mapping[str, object]) -> str:
+    """The command that measures anew for a model and a request, whatever is saved, to be pasted into a shell."""
+    return f"{_command([model], _wished(request))} --force"
+
+
+def _wished(request: Mapping[str, object]) -> dict[str, object]:
+    return {name: request.get(name) for name in Options._fields if name != "confirm"}
 
 
 def _command(words: list[str], options: Mapping[str, object]) -> str:

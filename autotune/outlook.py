@@ -16,7 +16,6 @@ from autotune.room import room_on
 from autotune.search.contest import Contest
 from autotune.search.evaluate import Evaluation, Evaluator, build_evaluator
 from autotune.search.figures import Runs
-from autotune.search.space import Point
 from autotune.search.wording import milliseconds
 
 Setting = Literal["decode_threads", "prefill_threads", "batch_size", "prefill_chunk"]
@@ -136,33 +135,6 @@ class Outlook:
         values = space.threads if threads else space.batches if setting == "batch_size" else space.chunks
         return tuple(self.at(replace(configuration, **{setting: value})) for value in values.tolist())
 
-    def over_gpu_layers(self) -> tuple[Prospect, ...]:
-        """The best configuration with each number of layers on GPUs, ascending; empty without a GPU that was timed."""
-        return tuple(self.at(split.best) for split in self.result.decision.split_curve if split.best is not None)
-
-    def best(self, *, batch_size: int | None = None, gpu_layers: int | None = None) -> Prospect | None:
-        """The best feasible configuration, of all or of those with these settings; None: there is none.
-
-        Raises:
-            ValueError: That batch size isn't in the space.
-        """
-        space = self.evaluator.space
-        batches = space.batches.tolist()
-        if batch_size is not None and batch_size not in batches:
-            raise ValueError(f"expected a batch size of {batches}, got {batch_size}")
-        # Placements with another number of layers on GPUs don't take part.
-        groups = space.gpu_layers * 0 if gpu_layers is None else (space.gpu_layers == gpu_layers).astype(int) - 1
-        if (groups < 0).all():
-            return None
-        allowed = [size for size in batches if size <= self.result.workload.max_batch]
-        sizes = [batch_size] if batch_size is not None else allowed
-        if sizes == batches:
-            points = [self.contest.best_of_each(groups).get(0)]
-        else:
-            points = [self.contest.best_of_each(groups, batch=batches.index(size)).get(0) for size in sizes]
-        found = [point for point in points if point is not None]
-        return self.at(space.configuration(min(found, key=self._costs))) if found else None
-
     @functools.cached_property
     def _within(self) -> tuple[Evaluator, Evaluator]:
         """The shortest times that are likely, and the longest."""
@@ -173,9 +145,6 @@ class Outlook:
         costs = self._cost_model.steps(model, workload, *self._axes, sigmas=sigmas)
         largest = replace(workload, max_batch=max(workload.max_batch, *self._axes[1]))
         return build_evaluator(model, largest, costs, self._room)
-
-    def _costs(self, point: Point) -> tuple[float, ...]:
-        return tuple(float(cost_s) for cost_s in self.evaluator.at(point).costs)
 
     def _obstacles(
         self, configuration: Configuration, predicted: Figures, value: Evaluation, measured: Measured | None

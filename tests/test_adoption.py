@@ -268,6 +268,24 @@ def test_other_software_is_no_obstacle_but_is_told(here: Host, tmp_path: Path) -
     assert told in imported.result.warnings[-1]
 
 
+def test_what_is_doubtful_stays_so_whatever_is_decided_from_it_and_wherever_it_goes(here: Host) -> None:
+    """The software that measured it is what counts, not that of a host that imported it in between."""
+    theirs = measured_elsewhere()
+    older = replace(theirs.host.versions, libraries={**theirs.host.versions.libraries, "numpy": "0.9"})
+    measured = replace(theirs, host=replace(theirs.host, versions=older))
+    told = f"measured on {theirs.host.label} with other software than here (numpy 0.9 there, "
+    with pytest.warns(AdoptionWarning):
+        second = adopt(measured, here)
+    chat = conclude_again(second, make_workload("chat", second.model), here)
+    assert chat.warnings[-1].startswith(told)
+    third = twin_of(here, "3" * 32)
+    with pytest.warns(AdoptionWarning, match=re.escape(told)):
+        assert adopt(second, third).warnings[-1].startswith(told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert adopt(second, replace(third, versions=older)).warnings == on_cpu().warnings[1:]
+
+
 def test_a_kernel_that_cannot_run_here_is_told(here: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where llvmlite is missing, for example, equal hardware is as slow as numpy."""
     lacking = [

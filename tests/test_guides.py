@@ -116,6 +116,22 @@ def test_everything_that_a_guide_says_to_type_does_what_it_should(guide: Path, s
 
 
 @by_name
+def test_what_a_guide_shows_of_a_recorded_result_is_what_is_printed(
+    guide: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Line by line, but for what it leaves out with three dots: nothing in it depends on the host."""
+    monkeypatch.chdir(ROOT)
+    before: Block | None = None
+    for block in blocks(guide):
+        if block.language == "console" and before is not None and before.code.startswith("autotune explain results/"):
+            assert run.main(shlex.split(before.code)[1:]) == 0
+            printed = capfd.readouterr().err.splitlines()
+            missing = [line for line in block.code.splitlines() if line not in (*printed, "...")]
+            assert not missing, f"{guide.name}:{block.line}: not printed by now: {missing[0]}"
+        before = block
+
+
+@by_name
 def test_what_a_guide_does_not_have_run_says_why_and_can_be_typed(guide: Path) -> None:
     """Our own commands among it are taken by the parser."""
     for block in blocks(guide):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from autotune.outlook import Outlook
+from autotune.outlook import Outlook, Prospect
 from autotune.pipeline import conclude_again
 from autotune.records import Part, PartRun, part_of
 from tests.builders import build_confirmation
@@ -14,6 +14,12 @@ from tests.replayed import hybrid, on_cpu, on_gpu
 
 def ran(part: Part, time_s: float) -> PartRun:
     return PartRun(part, samples_s=(time_s,) * 8, device_s={"cpu": (time_s,) * 8})
+
+
+def best_of(outlook: Outlook) -> Prospect:
+    point = outlook.contest.best()
+    assert point is not None
+    return outlook.at(outlook.evaluator.space.configuration(point))
 
 
 def test_the_chosen_configuration_has_the_figures_it_was_saved_with() -> None:
@@ -25,7 +31,7 @@ def test_the_chosen_configuration_has_the_figures_it_was_saved_with() -> None:
         assert outlook.chosen.predicted.memory == chosen.predicted.memory
         assert outlook.chosen.predicted.tokens_per_s == pytest.approx(chosen.predicted.tokens_per_s)
         assert outlook.chosen.obstacles == ()
-        assert outlook.best() == outlook.chosen
+        assert best_of(outlook) == outlook.chosen
 
 
 def test_predictions_lie_within_their_ranges_which_runs_make_narrower() -> None:
@@ -76,32 +82,9 @@ def test_what_breaks_a_limit_or_the_memory_says_by_how_much() -> None:
     small = replace(result.host, memory=replace(result.host.memory, usable_bytes=2 * 10**9))
     chosen = Outlook(result, small).chosen
     assert any("more than there is" in sentence for sentence in chosen.obstacles) or chosen.configuration.batch_size < 4
-    best = Outlook(result, small).best()
-    assert best is not None
+    best = best_of(Outlook(result, small))
     assert best.obstacles == ()
     assert best.configuration.batch_size <= chosen.configuration.batch_size
-
-
-def test_the_best_with_a_setting_has_that_setting() -> None:
-    """Fewer layers on the GPU, a smaller batch; none where nothing is feasible."""
-    result = hybrid()
-    outlook = Outlook(result)
-    chosen = result.decision.chosen.configuration
-    alone = outlook.best(gpu_layers=0)
-    assert alone is not None
-    assert set(alone.configuration.device_layers) == {"cpu"}
-    single = outlook.best(batch_size=1)
-    assert single is not None
-    assert single.configuration.batch_size == 1
-    assert outlook.best(gpu_layers=10**6) is None
-    with pytest.raises(ValueError, match="expected a batch size of"):
-        outlook.best(batch_size=7)
-    layers = [
-        sum(n for device, n in each.configuration.device_layers.items() if device != "cpu")
-        for each in outlook.over_gpu_layers()
-    ]
-    assert layers == sorted(set(layers))
-    assert len(result.model.layers) - chosen.device_layers["cpu"] in layers
 
 
 def test_threads_are_not_varied_where_the_cpu_has_nothing_to_do() -> None:

@@ -151,7 +151,8 @@ class Child(Generic[Event]):
         return Death("crashed", f"exited with status {status}: {words}")
 
     def _read(self, stream: IO[bytes]) -> None:
-        with stream, contextlib.suppress(msgspec.DecodeError):  # a line that the child's death cut off
+        # A line that the child's death cut off, or that something else printed, which need not even be text.
+        with stream, contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             for line in stream:
                 self._events.put(self._decoder.decode(line))
         self._events.put(None)

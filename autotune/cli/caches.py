@@ -123,7 +123,7 @@ def _cache_forget(args: argparse.Namespace) -> int:
 def _cache_export(args: argparse.Namespace) -> int:
     from autotune.store.manage import export
 
-    print(f"wrote {export(find_saved(args), args.file)}", file=sys.stderr)
+    print(f"wrote {export(find_saved(args), args.file, keep=(args.model,))}", file=sys.stderr)
     return 0
 
 

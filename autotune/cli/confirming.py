@@ -8,7 +8,7 @@ from autotune import errors
 from autotune.cli.arguments import add_json, number
 from autotune.cli.output import print_record
 from autotune.cli.saved import add_saved, open_saved
-from autotune.options import split_budget, tune_command
+from autotune.options import remeasure_command, split_budget
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def _confirm(args: argparse.Namespace) -> int:
             print(f"autotune: warning: {error}", file=sys.stderr)
             code = EXIT_CODES[errors.StoreError]
     if result.check is not None and not result.check.holds:
-        raise errors.RegressionError(_worse(result, None if named_file else args))
+        raise errors.RegressionError(
+            _worse(result, None if named_file else remeasure_command(args.model, entry.request))
+        )
     return code
 
 
@@ -75,11 +77,8 @@ def _keep(entry: Entry, result: Result) -> None:
     cache.write(result, entry.request)
 
 
-def _worse(result: Result, args: argparse.Namespace | None) -> str:
+def _worse(result: Result, command: str | None) -> str:
     from autotune.checked import compared
 
     what = f"{result.model.name}, {result.workload.name}: {compared(result)}"
-    if args is None:
-        return f"{what}: tune the model anew"
-    command = tune_command(args.model, result.workload.name, args.format, result.campaign.kernel)
-    return f"{what}: tune anew with `{command} --force`"
+    return f"{what}: tune the model anew" if command is None else f"{what}: tune anew with `{command}`"

@@ -66,8 +66,10 @@ def find_program(side: str, given: str) -> Program | None:
         None: it is nothing of that kind.
 
     Raises:
-        UsageError: It is a file that looks like one, but can't be executed.
+        UsageError: It is a file that looks like one, but can't be executed; or it is empty.
     """
+    if not given:  # a job's variable that isn't set; as a path it would be the current folder
+        raise UsageError(f"{side} is empty: expected what to run, or records")
     path, name = Path(given), f"{side} ({given})"
     if (path / "autotune" / "__main__.py").is_file():
         own = path / ".venv" / "bin" / "python"
@@ -155,12 +157,12 @@ class Side:
         """
         self._child.send(asked)
         match self._hear(f"while running {asked.phase}"):
-            case Samples(samples_s) if samples_s:
+            case Samples(samples_s) if samples_s and min(samples_s) > 0:
                 return samples_s
             case Failed(message):
                 raise BenchmarkError(f"{self.name}: {message}")
             case _:
-                raise BenchmarkError(f"{self.name}: expected the samples of a run, got something else")
+                raise BenchmarkError(f"{self.name}: expected samples of a run, all above 0 s, got something else")
 
     def stop(self) -> None:
         """Have it end its engine.

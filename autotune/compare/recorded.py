@@ -27,6 +27,8 @@ from autotune.records.history import HistoryRecord
 
 _COMMIT = re.compile("[0-9a-fA-F]{4,64}")
 _WITHIN_95 = 1.96
+_PROCESS_DEVIATION = 0.02
+"""Of a process from the next, relative, and in none of its samples: see ``turns``. Most hosts show less."""
 _DRIFTS_95 = 2.0
 """The drift recorded is the largest of some dozens of readings: about twice a standard deviation."""
 
@@ -83,6 +85,10 @@ def find_records(
         )
     wanted.check()
     found = [one.record for one in select(stored, wanted) if weight_format in (None, one.record.weight_format)]
+    if not stored and path.is_dir():
+        raise UsageError(
+            f"{side} ({given}): the folder is no virtual environment, no checkout of autotune, and has no records"
+        )
     if not found:
         limits = {"model": model, "workload": workload, "format": weight_format}
         asked = "".join(f", {name} {value}" for name, value in limits.items() if value is not None)
@@ -108,6 +114,11 @@ def compare_records(
     notes: list[str] = []
     kinds = [_by_kind(name, side, notes) for name, side in zip(names, (base, head), strict=True)]
     common = [kind for kind in kinds[0] if kind in kinds[1]]
+    shared = sum(len({*map(_run, kinds[0][kind])} & {*map(_run, kinds[1][kind])}) for kind in common)
+    if shared:
+        notes.append(
+            f"BASE and HEAD have {shared} run{'' if shared == 1 else 's'} in common, which can't tell them apart"
+        )
     if not common:
         have = [f"{name} has {'; '.join(map(str, side))}" for name, side in zip(names, kinds, strict=True)]
         raise UsageError(
@@ -142,20 +153,25 @@ def _by_kind(name: str, records: Iterable[HistoryRecord], notes: list[str]) -> d
         UsageError: None can be.
     """
     kinds: dict[Kind, list[HistoryRecord]] = {}
-    predicted = unclassed = 0
+    predicted = unclassed = again = 0
+    known = set()
     for record in records:
         if record.measured is None:
             predicted += 1
         elif not record.hardware_class:
             unclassed += 1
+        elif _run(record) in known:
+            again += 1
         else:
-            kind = Kind(
-                record.hardware_class, record.model_name, record.model_digest, record.weight_format, record.workload
-            )
-            kinds.setdefault(kind, []).append(record)
+            known.add(_run(record))
+            kinds.setdefault(_kind(record), []).append(record)
     left_out = [
         f"{count} of {name} {words}"
-        for count, words in ((predicted, "only predicted"), (unclassed, "without a hardware class"))
+        for count, words in (
+            (predicted, "only predicted"),
+            (unclassed, "without a hardware class"),
+            (again, "of a run that another one is of"),
+        )
         if count
     ]
     if not kinds:
@@ -197,12 +213,24 @@ def _times(record: HistoryRecord) -> tuple[float, ...]:
 
 
 def _deviation(record: HistoryRecord) -> float:
-    """The standard deviation that a run's logarithms have by themselves: of its samples, and of the host's drift."""
+    """The standard deviation that a run's logarithms have by themselves.
+
+    Of its samples, of the host's drift, and of one process from the next.
+    """
     samples = record.decode_samples_s, record.prefill_samples_s
     widths = [width for width in map(relative_median_interval, samples) if width is not None]
     if len(widths) < len(samples):  # a few samples can't tell: what the host's others showed
         widths.append(record.noise.median_relative_interval or record.noise.control_drift)
-    return math.hypot(max(widths) / _WITHIN_95, record.noise.control_drift / _DRIFTS_95)
+    return math.hypot(max(widths) / _WITHIN_95, record.noise.control_drift / _DRIFTS_95, _PROCESS_DEVIATION)
+
+
+def _kind(record: HistoryRecord) -> Kind:
+    return Kind(record.hardware_class, record.model_name, record.model_digest, record.weight_format, record.workload)
+
+
+def _run(record: HistoryRecord) -> tuple[object, ...]:
+    """Equal for records of one run: `autotune record --cached` makes one of the same figures each time."""
+    return _kind(record), record.host_label, record.measured_at, record.measured
 
 
 def _identity(record: HistoryRecord) -> str:

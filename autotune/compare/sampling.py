@@ -68,7 +68,7 @@ def serve(model: str, workload: str, weight_format: str | None) -> None:
         while True:
             try:
                 asked = parent.hear(request_decoder)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 parent.send(Failed(f"it can't read what it is asked to do: {error}"))
                 continue
             if asked is None:

@@ -52,7 +52,8 @@ def signed_rank_interval(values: Sequence[float], alpha: float) -> Interval | No
     """The centre of symmetrically distributed values: Hodges and Lehmann's estimate and Tukey's exact interval.
 
     A round's log ratio is symmetric about the true one, as which side runs first is drawn by lot. The interval asks
-    for no other law, and a round that something disturbed moves it little.
+    for no other law. A round that something disturbed moves the estimate little; of 8 rounds the interval reaches from
+    the lowest to the highest value, so there it widens it, and from 18 on hardly.
 
     Source: Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 3rd edition, sections 3.2 and 3.3.
 

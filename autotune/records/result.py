@@ -6,7 +6,7 @@ from typing import Literal
 
 from autotune.records.base import Record
 from autotune.records.configuration import Configuration, DeviceConfig, Workload
-from autotune.records.host import Host, Tier
+from autotune.records.host import Host, Tier, Versions
 from autotune.records.measurement import Campaign
 from autotune.records.model import MemoryUse, Model
 from autotune.records.runs import Confirmation, Measured
@@ -145,6 +145,10 @@ class Origin(Record, frozen=True):
     hardware_class: str
     measured_at: str
     """UTC, ISO 8601."""
+    versions: Versions | None = None
+    """Its software; None: not known."""
+    doubts: tuple[str, ...] = ()
+    """What may keep its figures from holding on the host that the result is for now, a sentence each."""
 
 
 class Check(Record, frozen=True):

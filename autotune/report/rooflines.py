@@ -20,17 +20,19 @@ _NAMES = {"qkv": "q, k, v", "gate_up": "gate, up"}
 
 
 class Ceiling(NamedTuple):
-    """What a device can do at most, as measured.
+    """What a device can do at most.
 
     Attributes:
         threads: CPU threads; 1 on a GPU.
         read_bytes_per_s: Streaming reads (on a GPU a copy, whose bytes count when read and when written).
         operations_per_s: Multiplications and additions.
+        timed: Whether both were timed on just as many threads; else they lie between those that were.
     """
 
     threads: int
     read_bytes_per_s: float
     operations_per_s: float
+    timed: bool
 
 
 class RooflinePoint(NamedTuple):
@@ -91,7 +93,11 @@ def _roofline(result: Result, held: DeviceModel, devices: tuple[str, ...]) -> Ro
     )
     threads = np.array(sorted({1, *(count for _, _, count in sizes)}))
     rates = (1 / held.ceilings.byte_s(threads), 1 / held.ceilings.operation_s(threads))
-    ceilings = tuple(Ceiling(*each) for each in zip(*(found.tolist() for found in (threads, *rates)), strict=True))
+    known = held.ceilings.read_bytes_per_s.keys() & held.ceilings.operations_per_s.keys()
+    ceilings = tuple(
+        Ceiling(count, read, operations, timed=count in known)
+        for count, read, operations in zip(*(found.tolist() for found in (threads, *rates)), strict=True)
+    )
     timed = {
         (Product(point.format, point.n_out, point.k_in), point.m, point.threads)
         for point in fastest(result.campaign, "matmul", held.device)

@@ -78,7 +78,7 @@ ROOFLINE_LEGEND = (
     Key("dot-accent", "decode, at the batch size"),
     Key("diamond-second", "prefill, at the chunk"),
     Key("hollow", "outlined: interpolated, not timed at this size"),
-    Key("line-plain", "measured ceilings"),
+    Key("line-plain", "ceilings of the host"),
 )
 TRIAL_LEGEND = (
     Key("dot-accent", "run, the best until then"),

@@ -58,7 +58,7 @@ def roofline_table(roofline: Roofline) -> Table:
             UNKNOWN,
             f"{three_digits(each.read_bytes_per_s / _GIGA)} GB/s",
             three_digits(each.operations_per_s / _GIGA),
-            "timed",
+            "timed" if each.timed else "interpolated",
         )
         for each in roofline.ceilings
     ]

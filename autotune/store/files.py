@@ -51,10 +51,12 @@ def write_output(name: str, raw: bytes, what: str, keep: Iterable[str | None] = 
         keep: Files that must not be replaced by it: what it was made from.
 
     Raises:
-        UsageError: It is one of those to keep.
+        UsageError: It is one of those to keep, or has no name.
         StoreError: It is no file (a folder, a device), or can't be written; what was there is as it was.
     """
     path = os.path.realpath(name)
+    if not name:
+        raise UsageError(f"{what} needs a file to be written to, got an empty name")
     if os.path.lexists(path) and not os.path.isfile(path):
         raise StoreError(f"{name}: {what} can't be written there: expected a file, or a new name")
     for kept in keep:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from autotune.host.hardware_class import hardware_class, slug
 from autotune.records.result import Result
 from autotune.store import cache, paths
 from autotune.store.entry import Entry, Key, parse
-from autotune.store.files import replace_file
+from autotune.store.files import replace_file, write_output
 from autotune.store.schema import decode_result
 from autotune.store.seal import BadEntry
 
@@ -64,31 +64,33 @@ def forget(
     return forgotten
 
 
-def export(entry: Entry, destination: str) -> str:
-    """Write an entry to a file, byte for byte as it is saved.
+def export(entry: Entry, destination: str, keep: Iterable[str] = ()) -> str:
+    """Write an entry to a file, byte for byte as it is saved, whole or not at all.
 
     In a folder (an existing one, or a new one where the name ends with a slash) the file is named
-    ``<hardware class>.<model>.<workload>[.<format>].json``: a fleet's folder holds one per class. There it is replaced
-    whole or not at all, for other hosts may be reading it.
+    ``<hardware class>.<model>.<workload>[.<format>].json``: a fleet's folder holds one per class.
 
     Args:
         entry: As it was read from the cache.
         destination: File or folder.
+        keep: Files that must not be replaced by it: the model's.
 
     Returns:
         The path of the file.
 
     Raises:
+        UsageError: The file is one of those to keep.
         StoreError: Where the file can't be written, or the entry is not of this version's shape.
     """
-    into_folder = destination.endswith("/") or Path(destination).is_dir()
-    path = str(Path(destination, _fleet_name(entry))) if into_folder else destination
+    into_folder = destination.endswith("/") or (bool(destination) and Path(destination).is_dir())
+    if not into_folder:
+        write_output(destination, entry.raw, "the saved result", keep)
+        return destination
+    path = str(Path(destination, _fleet_name(entry)))
     try:
-        if into_folder:
-            Path(destination).mkdir(parents=True, exist_ok=True)
-            replace_file(path, entry.raw, f"{path}.{secrets.token_hex(4)}.writing")
-        else:
-            Path(path).write_bytes(entry.raw)
+        Path(destination).mkdir(parents=True, exist_ok=True)
+        # Other hosts may be reading it, or writing theirs.
+        replace_file(path, entry.raw, f"{path}.{secrets.token_hex(4)}.writing")
     except OSError as error:
         raise StoreError(f"the saved result could not be written to {path}: {error.strerror}") from error
     return path

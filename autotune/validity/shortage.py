@@ -27,8 +27,17 @@ class _Host(msgspec.Struct, frozen=True):
     gpus: Gpus
 
 
+class _Search(msgspec.Struct, frozen=True):
+    effective_max_tpot_s: float | None
+
+
+class _Workload(msgspec.Struct, frozen=True):
+    max_ttft_s: float | None
+
+
 class _Decision(msgspec.Struct, frozen=True):
     chosen: Candidate
+    search: _Search
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -36,6 +45,7 @@ class Saved(msgspec.Struct, frozen=True):
 
     device_config: DeviceConfig
     host: _Host
+    workload: _Workload
     decision: _Decision
     smaller: tuple[Candidate, ...] = ()
 
@@ -44,6 +54,14 @@ class Saved(msgspec.Struct, frozen=True):
         """The configuration as it was planned."""
         return self.decision.chosen
 
+    @property
+    def limits(self) -> tuple[tuple[str, str, float | None], ...]:
+        """What the workload limits: a figure in words, its name in predictions, and the limit in seconds."""
+        return (
+            ("a token", "tpot_s", self.decision.search.effective_max_tpot_s),
+            ("a first token", "ttft_s", self.workload.max_ttft_s),
+        )
+
 
 class Shortage(msgspec.Struct, frozen=True):
     """A saved configuration that doesn't fit the memory there is now.
@@ -51,7 +69,7 @@ class Shortage(msgspec.Struct, frozen=True):
     Attributes:
         lacking: What was planned on a device and what is usable there now, in words.
         instead: The best saved configuration that fits; None: none does.
-        change: How that differs from the chosen one, in words; empty without.
+        change: How that differs from the chosen one and which limits it breaks, in words; empty without.
         config: What a loader needs of it; None without.
     """
 
@@ -98,7 +116,7 @@ def find_shortage(saved: Saved, root: Root | None = None) -> Shortage | None:
             for use in lacking
         ),
         instead=instead,
-        change="" if instead is None else _change(saved.chosen, instead),
+        change="" if instead is None else _change(saved.chosen, instead) + _broken(saved, instead),
         config=None if instead is None else device_config(instead, saved.host.gpus),
     )
 
@@ -121,6 +139,16 @@ def _usable_bytes(candidates: Iterable[Candidate], root: Root) -> dict[str, int]
 
         usable |= free_now_bytes(os.environ, pynvml)
     return {device: size for device, size in usable.items() if device in devices and size is not None}
+
+
+def _broken(saved: Saved, instead: Candidate) -> str:
+    """Which limits are broken by what is left: one that keeps them all comes first, so none that does fits."""
+    found = []
+    for what, figure, limit_s in saved.limits:
+        time_s = getattr(instead.predicted, figure)
+        if limit_s is not None and time_s > limit_s:
+            found.append(f", {what} taking {time_s * 1e3:.4g} ms, over the limit of {limit_s * 1e3:.4g} ms")
+    return "".join(found)
 
 
 def _change(chosen: Candidate, instead: Candidate) -> str:

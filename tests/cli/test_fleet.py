@@ -88,6 +88,13 @@ def test_a_folder_holds_one_file_per_hardware_class(shop: Shop, tuned: tuple[Pat
     assert path.read_bytes() == tuned[1].out
 
 
+def test_an_export_does_not_replace_the_model(shop: Shop) -> None:
+    """As with the words in the wrong order."""
+    before = shop.state()
+    assert_one_sentence(shop.run("cache", "export", "small.json", "./small.json"), 2)
+    assert shop.state() == before
+
+
 @pytest.mark.parametrize("source", ["fleet", "fleet/theirs.json"])
 def test_an_equal_host_s_result_is_used_at_once(fleet: Shop, source: str) -> None:
     """By the same command without timing anything, marked as imported, and listed with its class."""
@@ -143,14 +150,19 @@ def test_a_check_is_printed_and_saved_with_the_result(shop: Shop) -> None:
 
 
 def test_figures_that_no_longer_hold_have_an_exit_code_of_their_own(shop: Shop) -> None:
-    """A planted expectation of 100 times the speed: exit code 11 and the command that tunes anew; the check is kept."""
-    keep(shop, as_if_run(saved_in(shop), 0.01))
+    """A planted expectation of 100 times the speed: exit code 11 and the command that tunes anew; the check is kept.
+
+    It tunes for the same wish: without its limits another result would take this one's place.
+    """
+    path = keep(shop, as_if_run(saved_in(shop), 0.01))
+    entry = parse(path.read_bytes(), "")
+    path.write_bytes(cache.document(decode_result(entry), {**entry.request, "max_ttft_ms": 60000.0})[1])
     answer = shop.run("confirm", "small.json", "--budget", "2", "--json")
     assert answer.code == 11
     assert not answer.document["holds"]
     assert answer.err.startswith("autotune: small, server: ")
     assert "no longer holds" in answer.err
-    assert answer.err.endswith("`python -m autotune small.json --workload server --force`\n")
+    assert answer.err.endswith("`python -m autotune small.json --workload server --max-ttft-ms 60000.0 --force`\n")
     check = saved_in(shop).check
     assert check is not None
     assert not check.holds

@@ -65,6 +65,12 @@ def test_what_is_no_program_may_be_a_record(tmp_path: Path) -> None:
         assert find_program("BASE", str(given)) is None
 
 
+def test_a_variable_that_is_not_set_is_refused() -> None:
+    """As a path it is the current folder, which in a checkout would be compared with itself."""
+    with pytest.raises(UsageError, match=r"^BASE is empty"):
+        find_program("BASE", "")
+
+
 def test_a_file_that_cannot_be_executed_is_refused(tmp_path: Path) -> None:
     """It is no record either, by its name."""
     (tmp_path / "python").touch()
@@ -161,11 +167,12 @@ def test_an_interpreter_that_is_gone_cannot_be_started(tmp_path: Path) -> None:
         ('{"type":"samples","samples_s":[]}', "expected a side of a comparison"),
         ('{"type":"ready","protocol":1,"about":{"autotune":7}}', "says what this autotune can't read"),
         ("no JSON", "stopped making sense"),
+        ('{"type":"failed","message":"\\0377"}', "stopped making sense"),  # no UTF-8
     ],
 )
 def test_something_else_is_no_side(tmp_path: Path, said: str, complaint: str) -> None:
     """Whatever it says instead of what a side says first."""
-    strange = program(script(tmp_path / "strange", f"#!/bin/sh\necho '{said}'\nread line\n"))
+    strange = program(script(tmp_path / "strange", f"#!/bin/sh\nprintf '%b\\n' '{said}'\nread line\n"))
     with pytest.raises(BenchmarkError, match=complaint):
         compare_programs(strange, strange, WISH)
 
@@ -178,8 +185,9 @@ def test_something_else_is_no_side(tmp_path: Path, said: str, complaint: str) ->
             '{"type":"failed","message":"it could not run decode: no memory"}',
             "^BASE .*: it could not run decode",
         ),
-        ("run", '{"type":"samples","samples_s":[]}', "expected the samples of a run"),
-        ("run", '{"type":"done"}', "expected the samples of a run"),
+        ("run", '{"type":"samples","samples_s":[]}', "expected samples of a run, all above 0 s"),
+        ("run", '{"type":"samples","samples_s":[0.1, 0]}', "expected samples of a run, all above 0 s"),
+        ("run", '{"type":"done"}', "expected samples of a run, all above 0 s"),
         ("start", '{"type":"failed","message":"it has no such device"}', "^BASE .*: it has no such device"),
         ("stop", '{"type":"samples","samples_s":[1]}', "expected to hear that it is done"),
     ],

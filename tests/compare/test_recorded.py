@@ -61,6 +61,26 @@ def test_runs_that_lie_far_apart_tell_nothing() -> None:
     assert "more records of both sides" in found.notes[-1]
 
 
+def test_single_records_of_the_same_stay_quiet_though_processes_differ() -> None:
+    """A record's samples are of one process, and don't show that the next is a few per cent faster or slower."""
+    quiet = replace(record().noise, control_drift=0.002)
+    for seed in range(0, 1200, 2):
+        base, head = (record(seed + side, spread=0.02, noise=quiet) for side in (0, 1))
+        assert compare_records(NAMES, [base], [head], 0.03).verdict in ("same", "can't tell")
+
+
+def test_a_run_that_was_recorded_again_counts_once() -> None:
+    """`--cached` repeats figures: ten records of one run know no more than one; that both sides have it is said."""
+    once, slow = record(1), record(2, slower=1.1)
+    again = [replace(once, recorded_at=f"2026-01-02T03:04:{second:02}+00:00") for second in range(10)]
+    found = compare_records(NAMES, again, [slow], 0.03)
+    assert found.compared == compare_records(NAMES, [once], [slow], 0.03).compared
+    assert found.notes[0] == "records left out: 9 of BASE (old) of a run that another one is of"
+    assert "BASE and HEAD have 1 run in common, which can't tell them apart" in (
+        compare_records(NAMES, again, [once, slow], 0.03).notes
+    )
+
+
 def test_single_records_carry_the_noise_that_was_recorded() -> None:
     """A tenth is not told where the host drifted by as much; twice the time is."""
     drifted = replace(record().noise, control_drift=0.1)
@@ -172,6 +192,11 @@ def test_what_names_no_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"BASE \(main\): expected a Python executable"):
         find_records("BASE", "main", str(results))
     (tmp_path / "no.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        UsageError, match=r"^HEAD \(.*empty\): the folder is no virtual environment, .* has no records$"
+    ):
+        find_records("HEAD", str(tmp_path / "empty"), str(results))
     with pytest.raises(StoreError, match=r"no\.json: expected a record"):
         find_records("BASE", str(tmp_path / "no.json"), str(results))
     with pytest.raises(ResultNotFoundError):

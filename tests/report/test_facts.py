@@ -20,6 +20,7 @@ from autotune.report.rivals import CHOSEN, rivals_of
 from autotune.report.roofline_chart import draw_roofline
 from autotune.report.rooflines import rooflines
 from autotune.report.step_time import HANDOVER, HEAD, KINDS, step_time
+from autotune.report.tables import roofline_table
 from autotune.report.trials import steps_of
 from autotune.report.wording import brief, ranges, seconds, size
 from tests.report.results import confirm, measured, mixed, replayed
@@ -228,6 +229,18 @@ def test_the_ceilings_are_those_that_were_measured(predicted: Result) -> None:
     for ceiling in found.ceilings:
         rate = predicted.cost_model.read_bytes_per_s[str(ceiling.threads)]
         assert ceiling.read_bytes_per_s == pytest.approx(rate, rel=0.05)
+
+
+def test_a_ceiling_on_threads_that_were_not_timed_does_not_pass_for_timed(predicted: Result) -> None:
+    """Its row says that it is interpolated, as a product's does."""
+    points = [
+        each for each in predicted.campaign.outcomes if each.point.op not in ("read", "peak") or each.point.threads > 1
+    ]
+    alone = replace(predicted, campaign=replace(predicted.campaign, outcomes=tuple(points)))
+    (found,) = rooflines(alone, recall(alone, alone.host).cost_model)
+    assert [(each.threads, each.timed) for each in found.ceilings] == [(1, False), (2, True)]
+    sources = [row[-1] for row in roofline_table(found).rows if row[0].startswith("ceiling")]
+    assert sources == ["interpolated", "timed"]
 
 
 def test_every_ceiling_is_within_its_chart(result: Result) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from autotune.errors import StoreError
+from autotune.errors import StoreError, UsageError
 from autotune.host.hardware_class import hardware_class
 from autotune.store import cache, manage, paths
 from autotune.store.entry import Entry, encode, parse
@@ -167,7 +167,9 @@ def test_a_file_in_a_folder_is_replaced(layers: Layers, tmp_path: Path) -> None:
 def test_an_export_that_cannot_be_written_is_an_error(layers: Layers, tmp_path: Path) -> None:
     """It names the file and the reason."""
     cache.write(build_result(), {})
-    with pytest.raises(StoreError, match=r"could not be written to .*missing/one\.json: No such file"):
+    with pytest.raises(UsageError, match="the saved result needs a file to be written to, got an empty name"):
+        manage.export(saved(), "")  # which is not the working directory
+    with pytest.raises(StoreError, match=r"missing/one\.json: the saved result can't be written there: No such file"):
         manage.export(saved(), str(tmp_path / "missing" / "one.json"))
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"could not be written to .*file/haswell-2t-8g-cpu-.*json: "):

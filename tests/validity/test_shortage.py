@@ -81,6 +81,20 @@ def test_it_says_what_is_other_and_what_that_costs(tmp_path: Path) -> None:
     assert shortage.change == "batch 4 instead of 8 (predicted: 150 tokens/s instead of 200)"
 
 
+def test_limits_that_are_broken_by_what_is_left_are_told(tmp_path: Path) -> None:
+    """Whoever relies on them should hear of it; of a limit that is kept, or none, there is nothing to say."""
+    search = replace(ON_CPU.decision.search, effective_max_tpot_s=HALF.predicted.tpot_s / 2)
+    workload = replace(ON_CPU.workload, max_ttft_s=HALF.predicted.ttft_s / 2)
+    strict = replace(ON_CPU, decision=replace(ON_CPU.decision, search=search), workload=workload)
+    shortage = find_shortage(decode(entry_of(strict)), host_with(tmp_path, 6.0))
+    assert shortage is not None
+    tpot_ms, ttft_ms = HALF.predicted.tpot_s * 1e3, HALF.predicted.ttft_s * 1e3
+    assert shortage.change.endswith(
+        f"instead of 200), a token taking {tpot_ms:.4g} ms, over the limit of {tpot_ms / 2:.4g} ms, "
+        f"a first token taking {ttft_ms:.4g} ms, over the limit of {ttft_ms / 2:.4g} ms"
+    )
+
+
 def test_memory_that_can_not_be_read_is_no_reason_to_shrink(tmp_path: Path) -> None:
     assert find_shortage(decode(entry_of(ON_CPU)), host_with(tmp_path, None)) is None
 
