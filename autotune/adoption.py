@@ -96,7 +96,7 @@ def adopt(saved: Result, host: Host) -> Result:
             f"the result is of hardware class {theirs} and this host of {ours}: tune here, "
             f"or import it with --as-is for hosts like {saved.host.label}"
         )
-    origin = saved.origin or Origin(saved.host.label, theirs, saved.created_at, saved.host.versions)
+    origin = saved.origin or Origin(saved.host.label, theirs, saved.measured_at, saved.host.versions)
     origin = replace(origin, doubts=tuple(_differences(saved, origin, host)))
     result = conclude_again(replace(saved, origin=origin), saved.workload, host)
     for doubt in origin.doubts:
@@ -167,7 +167,7 @@ def _choose(found: Sequence[Stored], host: Host, source: str) -> list[Stored]:
 
 def _merit(stored: Stored, host: Host) -> tuple[bool, bool, bool, str]:
     result = stored.result
-    return _is_own(stored, host), result.provenance != "replayed", result.confirmed, result.created_at
+    return _is_own(stored, host), result.provenance != "replayed", result.confirmed, result.measured_at
 
 
 def _is_own(stored: Stored, host: Host) -> bool:
@@ -175,7 +175,7 @@ def _is_own(stored: Stored, host: Host) -> bool:
 
 
 def _is_later(stored: Stored, ours: Result, host: Host) -> bool:
-    return _is_own(stored, host) and stored.result.created_at > ours.created_at
+    return _is_own(stored, host) and stored.result.measured_at > ours.measured_at
 
 
 def _differences(saved: Result, origin: Origin, host: Host) -> Iterable[str]:

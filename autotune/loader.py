@@ -190,9 +190,9 @@ def _look_up(question: Question, layers: tuple[str, ...]) -> _Answer:
     shortage = find_shortage(saved)
     if shortage is None:
         return _Answer(saved.device_config, seen)
-    from autotune.options import retune_command
+    from autotune.options import asking_command
 
-    message = f"{_describe(shortage)}; decide anew with: {retune_command(model, entry.request)}"
+    message = f"{_describe(shortage)}; decide anew with: {asking_command('retune', model, entry.request)}"
     warnings.warn(message, ShrunkWarning, stacklevel=3)  # the caller of get_optimal_device_config
     return _Answer(shortage.config or get_fallback_config(), seen)
 

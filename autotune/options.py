@@ -126,18 +126,19 @@ def tune_command(model: str, workload: str, weight_format: str | None, kernel: s
     return _command([model], {"workload": workload, "format": weight_format, "kernel": kernel})
 
 
-def retune_command(model: str, request: Mapping[str, object]) -> str:
-    """The command that decides anew from what is saved for a model and a request, to be pasted into a shell."""
-    return _command(["retune", model], _wished(request))
+def asking_command(verb: str, model: str, request: Mapping[str, object]) -> str:
+    """A command that asks as a request did (``retune``, ``verify``), to be pasted into a shell."""
+    return _command([verb, model], {name: request.get(name) for name in Options._fields if name != "confirm"})
+
+
+def naming_command(verb: str, model: str, request: Mapping[str, object]) -> str:
+    """A command about what is saved for a request (``explain``, ``confirm``), to be pasted into a shell."""
+    return _command([verb, model], {name: request.get(name) for name in ("workload", "format")})
 
 
 def remeasure_command(model: str, request: Mapping[str, object]) -> str:
     """The command that measures anew for a model and a request, whatever is saved, to be pasted into a shell."""
-    return f"{_command([model], _wished(request))} --force"
-
-
-def _wished(request: Mapping[str, object]) -> dict[str, object]:
-    return {name: request.get(name) for name in Options._fields if name != "confirm"}
+    return f"{asking_command('tune', model, request)} --force"
 
 
 def _command(words: list[str], options: Mapping[str, object]) -> str:

@@ -144,7 +144,11 @@ class Outlook:
         model, workload = self.result.model, self.result.workload
         costs = self._cost_model.steps(model, workload, *self._axes, sigmas=sigmas)
         largest = replace(workload, max_batch=max(workload.max_batch, *self._axes[1]))
-        return build_evaluator(model, largest, costs, self._room)
+        decision = self.result.decision
+        # They were possible with the memory of that time, which may have been shared out among GPUs in another way.
+        saved = [candidate.configuration for candidate in (decision.chosen, *self.result.smaller)]
+        saved += [split.best for split in decision.split_curve if split.best is not None]
+        return build_evaluator(model, largest, costs, self._room, including=saved)
 
     def _obstacles(
         self, configuration: Configuration, predicted: Figures, value: Evaluation, measured: Measured | None

@@ -83,11 +83,15 @@ def what_if(result: Result, wish: Wish) -> Answer:
     return Answer(
         chosen=chosen,
         asked=asked,
-        verdict="it is the chosen configuration" if same else _verdict(result, asked, chosen),
+        verdict="it is the chosen configuration" if same else f"{_verdict(result, asked, chosen)}{_but(asked)}",
         reasons=tuple(_reasons(outlook, asked, chosen, wish)),
         bound_by=outlook.bound_by(configuration),
         better=_better(outlook, asked, wish),
     )
+
+
+def _but(asked: Prospect) -> str:
+    return "; but it is not possible, see why" if asked.obstacles else ""
 
 
 def _check(result: Result, wish: Wish) -> None:

@@ -34,5 +34,5 @@ class PerformanceMetrics(Record, frozen=True):
 
 def _check(field: str, value: object, expected: str, most: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= most:  # type: ignore[arg-type, operator]
+    if not number or not 0 <= value <= most or value == math.inf:  # type: ignore[operator]
         raise UsageError(f"{field} must be {expected}, got {value!r}")

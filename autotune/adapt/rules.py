@@ -137,11 +137,19 @@ def _less(stops: Mapping[Point, Stop], stop: Stop, pressure: float) -> Verdict:
         return Verdict(None, 1, f"{above}, but {stop.why_not['less']}")
     if move.batch_size == stop.configuration.batch_size:
         move = _far_enough(stops, move, pressure)
-    return Verdict(
-        move,
-        0,
-        f"{above}, and this frees {percent(move.freed_share, 1)} of the memory on {stop.fullest}, {_cost(move)}",
-    )
+    frees = f"{percent(move.freed_share, 1)} of the memory on {stop.fullest}, {_cost(move)}"
+    doubt = ""
+    if not _can_be_relieved(stops, move, pressure):
+        doubt = "; all that this model can free won't be enough, so something else fills the memory"
+    return Verdict(move, 0, f"{above}, and this frees {frees}{doubt}")
+
+
+def _can_be_relieved(stops: Mapping[Point, Stop], move: Move | None, pressure: float) -> bool:
+    """Whether a move, and those that can follow it, are predicted to bring the pressure down to where it may be."""
+    while move is not None and pressure > PRESSED:
+        pressure -= move.freed_share
+        move = stops[move.to].moves.get("less")
+    return pressure <= PRESSED
 
 
 def _far_enough(stops: Mapping[Point, Stop], move: Move, pressure: float) -> Move:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -81,7 +82,7 @@ def run(
         BenchmarkError: The CPU's worker could not be started or died before it came to the first task, or the memory
             doesn't allow timing.
     """
-    started = time.monotonic()
+    started, measured_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     cold_bytes = cold_memory_bytes(model, host, tasks)
     of_gpus = sum(len(gpu.tasks) for gpu in gpus)
     done = 0
@@ -131,6 +132,7 @@ def run(
             runtime_overhead_bytes=ledger.overhead_bytes,
             spared=len(tasks) - ledger.asked,
             gpus=tuple(gpu_runs),
+            measured_at=measured_at,
         )
 
     def chosen(ledger: Ledger) -> Mapping[int, float]:

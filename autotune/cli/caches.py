@@ -133,7 +133,7 @@ def _cache_import(args: argparse.Namespace) -> int:
     for path, result in import_(args.file, as_is=args.as_is):
         what = f"{result.model.name}, {result.workload.name}"
         if path is None:
-            print(f"kept {what}: this host measured it itself, {result.created_at}", file=sys.stderr)
+            print(f"kept {what}: this host measured it itself, {result.measured_at}", file=sys.stderr)
         else:
             origin = result.origin
             by = "" if origin is None else f", measured on {origin.host_label}, {origin.measured_at}"

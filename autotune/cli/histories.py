@@ -95,7 +95,7 @@ def _record(args: argparse.Namespace) -> int:
             progress=display.progress,
             running=display.running,
         )
-    if datetime.fromisoformat(result.created_at) < started:
+    if datetime.fromisoformat(result.measured_at) < started:
         checkout = Checkout()  # nobody knows which commit a saved result was measured at
     now = datetime.now(UTC).isoformat(timespec="seconds")
     record = history_record(result, recorded_at=now, checkout=checkout, job=find_job(), tags=tags)

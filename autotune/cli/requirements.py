@@ -142,7 +142,7 @@ def speed_row(record: HistoryRecord) -> str:
     layers = [f"{count} layers on {device}" for device, count in chosen.device_layers.items() if device != "cpu"]
     host = [record.cpu_name or "unknown CPU", f"{record.usable_threads} threads", *record.gpus]
     cells = [
-        record.model_name,
+        record.model_name.replace("|", "\\|"),
         record.weight_format,
         f"{workload.name}, {workload.prompt_tokens} + {workload.output_tokens} tokens",
         ", ".join(host),

@@ -8,7 +8,7 @@ import warnings
 from autotune import errors
 from autotune.cli.arguments import add_json, add_model
 from autotune.cli.output import print_document, print_summary
-from autotune.options import tune_command
+from autotune.options import AUTO, tune_command
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
@@ -126,6 +126,14 @@ def _read(args: argparse.Namespace) -> Entry:
 
 
 def _nothing_saved(args: argparse.Namespace) -> errors.ResultNotFoundError:
+    """What to raise where nothing is saved for a model.
+
+    Raises:
+        ModelError: It is no model that something could be saved for.
+    """
+    from autotune.model.analyse import analyse
+
+    analyse(args.model, None if args.format == AUTO else args.format)
     workload = args.workload or _USUAL_WORKLOAD
     return errors.ResultNotFoundError(
         f"nothing is saved for {args.model} and workload {workload} on this host: "

@@ -78,6 +78,7 @@ def compare_programs(
             for program in (base, head)
         ]
         abouts = sides[0].about, sides[1].about
+        _check_models(*abouts)
         donor, notes = _donor(abouts, wish.configuration_from)
         workload = abouts[donor or 0].workload
         configurations = [abouts[index if donor is None else donor].configuration for index in (0, 1)]
@@ -229,6 +230,12 @@ def _donor(abouts: tuple[About, About], wanted: From | None) -> tuple[int | None
             f"{other} would choose another one ({abouts[1 - donor].origin}); --configuration-from own compares the "
             "decisions as well"
         )
+    untuned = [name for name, about in zip(("BASE", "HEAD"), abouts, strict=True) if about.origin == "predicted"]
+    if untuned:
+        notes.append(
+            f"{' and '.join(untuned)} chose kernels by a quick benchmark, once for all rounds, and intervals don't "
+            "hold what chance had in that: `autotune tune` with that version first tells more"
+        )
     if base.workload != head.workload:
         notes.append(
             f"the workload's lengths and limits are those of {('BASE', 'HEAD')[donor or 0]}; the other side's differ"
@@ -240,6 +247,14 @@ def _donor(abouts: tuple[About, About], wanted: From | None) -> tuple[int | None
 
 def _described(name: str, about: About) -> str:
     return f"{name}: autotune {about.autotune} in {about.folder}, kernels {about.kernels[:8]}, Python {about.python}"
+
+
+def _check_models(base: About, head: About) -> None:
+    if base.weight_format == head.weight_format and base.model_bytes != head.model_bytes:
+        raise UsageError(
+            f"{base.model_name} isn't the same model for both: it has {base.model_bytes:,} bytes of weights in BASE "
+            f"and {head.model_bytes:,} in HEAD"
+        )
 
 
 def _check(wish: Wish) -> None:

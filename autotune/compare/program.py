@@ -27,8 +27,10 @@ from autotune.compare.protocol import (
 )
 from autotune.errors import BenchmarkError, UsageError
 
-_PATIENCE_S = 600.0
-"""How long a side may be silent. Its own engine notices much sooner what hangs."""
+_GREETING_S = 600.0
+"""How long a side may be silent at first: where nothing is saved it compiles and times kernels."""
+_PATIENCE_S = 180.0
+"""How long it may be silent later. Its own engine notices much sooner what hangs."""
 _EXIT_S = 1.0
 
 
@@ -180,7 +182,9 @@ class Side:
             raise BenchmarkError(f"{self.name}: expected to hear that it is done, got something else")
 
     def _greeted(self) -> About:
-        ready = self._hear("before it was ready (an autotune without `sample` can be compared by its records)")
+        ready = self._hear(
+            "before it was ready (an autotune without `sample` can be compared by its records)", _GREETING_S
+        )
         if not isinstance(ready, Ready):
             raise BenchmarkError(f"{self.name}: expected a side of a comparison, got something else")
         if ready.protocol != PROTOCOL:
@@ -193,14 +197,14 @@ class Side:
         except msgspec.MsgspecError as error:
             raise BenchmarkError(f"{self.name} says what this autotune can't read: {error}") from error
 
-    def _hear(self, when: str) -> Event:
+    def _hear(self, when: str, patience_s: float | None = None) -> Event:
         """The next thing that it says.
 
         Raises:
             BenchmarkError: It says nothing any more.
         """
         try:
-            event = self._child.hear(_PATIENCE_S)
+            event = self._child.hear(patience_s or _PATIENCE_S)
         except TimeoutError as error:
             raise BenchmarkError(f"{error} {when}") from None
         if event is not None:

@@ -2,8 +2,9 @@
 
 A side is ``PYTHON -m autotune sample MODEL``. Its first line is a ``Ready``; then it answers each line that comes down
 its standard input with one of its own: a ``Start`` and a ``Stop`` with ``Done``, a ``Run`` with ``Samples``, and each
-with ``Failed`` where it can't. It exits when its standard input closes. Fields may be added, as readers skip those that
-they don't know; whatever else changes takes a new ``PROTOCOL``.
+with ``Failed`` where it can't. It exits when its standard input closes. Fields of messages may be added, as readers
+skip those that they don't know; whatever else changes takes a new ``PROTOCOL``, a field of ``Configuration`` or
+``Workload`` too: a side that skipped one would run something else.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class About(Message, frozen=True, kw_only=True):
     hardware_class: str
     model_name: str
     weight_format: str
+    model_bytes: int
+    """Of all its weights: what tells two models of one name apart, whichever version read them."""
     workload: Workload
     """The saved result's, or the one it would tune for."""
     configuration: Configuration

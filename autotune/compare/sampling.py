@@ -86,6 +86,7 @@ def _about(result: Result, host: Host, *, saved: bool) -> About:
         hardware_class=host.fingerprint.hardware_class,
         model_name=result.model.name,
         weight_format=format_of(result.model),
+        model_bytes=memory.model_bytes(result.model),
         workload=result.workload,
         configuration=result.decision.chosen.configuration,
         origin="saved" if saved else "predicted",

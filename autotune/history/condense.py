@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autotune.history.surroundings import Checkout
+from autotune.host.hardware_class import hardware_class
 from autotune.records import Phase, Result, part_of, pooled
 from autotune.records.history import HistoryRecord, Job
 from autotune.search.variants import format_of
@@ -36,8 +37,8 @@ def history_record(
     (decode_samples_s, decode_note), (prefill_samples_s, prefill_note) = decode, prefill
     return HistoryRecord(
         recorded_at=recorded_at,
-        measured_at=result.created_at,
-        hardware_class=host.fingerprint.hardware_class,
+        measured_at=result.measured_at,
+        hardware_class=hardware_class(host),
         host_label=host.label,
         cpu_name=host.cpu.name,
         usable_threads=host.limits.usable_threads,

@@ -16,7 +16,6 @@ from autotune.model.keys import MAX_CONTEXT, MAX_DIMENSION, MAX_LAYERS, MAX_VOCA
 from autotune.model.sites import holds, host_lookup_format, host_ternary_format, layer_shapes, make_site
 from autotune.model.source import Source, digest, read_config
 from autotune.records import Attention, Layer, Model, Site
-from autotune.records.model import ActivationFunction
 
 _MODULES = {
     "q": "self_attn.q_proj",
@@ -29,15 +28,6 @@ _MODULES = {
 }
 """Site names and what transformers calls the modules that hold them."""
 
-_ACTIVATIONS: dict[str, ActivationFunction] = {
-    "silu": "silu",
-    "swish": "silu",
-    "relu2": "relu2",
-    "gelu": "gelu",
-    "gelu_fast": "gelu",
-    "gelu_new": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-}
 _DEFAULT_CONTEXT = 2048
 _NORM_ELEMENT_BYTES = 4  # converters to GGUF write norms and biases as float32
 
@@ -104,9 +94,7 @@ def read_model(source: Source, weight_format: str | None, machine: str | None) -
     layer_count = keys.integer("num_hidden_layers", MAX_LAYERS)
     vocab = keys.integer("vocab_size", MAX_VOCABULARY)
     attention = _attention(keys, family, hidden)
-    activation = keys.text("hidden_act", family.activation)
-    if activation not in _ACTIVATIONS:
-        raise keys.error("hidden_act", f"one of {', '.join(_ACTIVATIONS)}")
+    activation = keys.activation("hidden_act", family.activation)
     quantization = _quantization(keys, family, weight_format)
     notes: list[str] = []
     context = keys.integer("max_position_embeddings", MAX_CONTEXT, _DEFAULT_CONTEXT)
@@ -125,7 +113,7 @@ def read_model(source: Source, weight_format: str | None, machine: str | None) -
         intermediate_size=intermediate,
         vocab_size=vocab,
         max_context=context,
-        activation=_ACTIVATIONS[activation],
+        activation=activation,
         attention=attention,
         layers=layers,
         embedding=make_site(source.path, "embedding", vocab, hidden, ends_format),

@@ -33,7 +33,11 @@ _ACTIVATIONS: dict[str, ActivationFunction] = {
     "bitnet-b1.58": "relu2",
     "llama": "silu",
 }
-"""Supported architectures. Source: microsoft/BitNet's llama.cpp, build_bitnet, build_bitnet_158, build_llama."""
+"""Supported architectures, with the activation of files that don't name it.
+
+Source: microsoft/BitNet's llama.cpp, build_bitnet, build_bitnet_158, build_llama; the key is llama.cpp's
+LLM_KV_HIDDEN_ACT.
+"""
 
 _I2_S_LAYOUTS = ("I2_S", "I2_S_ARM")
 _BITNET_ARCHITECTURES = ("bitnet", "bitnet-25", "bitnet-b1.58")
@@ -261,7 +265,7 @@ def read_model(source: Source, weight_format: str | None, machine: str | None) -
         intermediate_size=intermediate,
         vocab_size=vocab,
         max_context=keys.integer(f"{architecture}.context_length", MAX_CONTEXT),
-        activation=_ACTIVATIONS[architecture],
+        activation=keys.activation(f"{architecture}.hidden_activation", _ACTIVATIONS[architecture]),
         attention=attention,
         layers=layers,
         embedding=embedding,

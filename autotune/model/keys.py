@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autotune.errors import ModelError
+from autotune.records.model import ActivationFunction
 
 MAX_LAYERS = 1000
 MAX_DIMENSION = 2**20
 MAX_VOCABULARY = 2**24
 MAX_CONTEXT = 2**30
 """Bounds far beyond any model there is: what lies outside is a damaged file, and would only exhaust memory later."""
+
+
+_ACTIVATIONS: dict[str, ActivationFunction] = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu2": "relu2",
+    "gelu": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+}
+"""Names of activation functions in models, and what each computes."""
 
 
 class Keys:
@@ -78,6 +91,17 @@ class Keys:
         if not isinstance(value, str):
             raise self.error(key, "a string")
         return value
+
+    def activation(self, key: str, default: str) -> ActivationFunction:
+        """An activation function by one of the names it has in models.
+
+        Raises:
+            ModelError: It is something else.
+        """
+        name = self.text(key, default)
+        if name not in _ACTIVATIONS:
+            raise self.error(key, f"one of {', '.join(_ACTIVATIONS)}")
+        return _ACTIVATIONS[name]
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings; empty if the key is absent.

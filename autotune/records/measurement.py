@@ -188,6 +188,8 @@ class Campaign(Record, frozen=True):
     more at all."""
     gpus: tuple[GpuRun, ...] = ()
     """One entry per kind of GPU; noise, cold memory and overhead above are the CPU's."""
+    measured_at: str | None = None
+    """When it began, UTC, ISO 8601; None in campaigns older than this field."""
 
     def measurements(self) -> tuple[Measurement, ...]:
         """The points that were timed."""

@@ -201,6 +201,11 @@ class Result(Record, frozen=True):
     """The last short run (``autotune confirm``); None: there was none since it was decided."""
 
     @property
+    def measured_at(self) -> str:
+        """When the benchmark began, UTC, ISO 8601; of results older than that field when it was decided."""
+        return self.campaign.measured_at or self.created_at
+
+    @property
     def confirmed(self) -> bool:
         """Whether the configuration was chosen by running it; else it is predicted, whatever was run."""
         run = self.confirmation

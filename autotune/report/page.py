@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import jinja2
 
 from autotune import checked
 from autotune.evidence import recall
+from autotune.options import asking_command, naming_command, remeasure_command
 from autotune.outlook import Outlook
 from autotune.records import Result
 from autotune.report import sections
@@ -22,11 +22,8 @@ from autotune.report.tables import corrections_table, held_out_table, kernels_ta
 from autotune.report.wording import SPACE, brief, percent, rate, seconds, sentence, size
 from autotune.summary import configuration, runs, summarize, three_digits
 
-_FLAGS = ("format", "prompt", "output", "context", "max_batch", "max_tpot_ms", "max_ttft_ms", "kernel")
-"""What a saved request holds besides the workload, each with an option of its own name."""
-
 _PROVENANCE = {
-    "measured": "measured on this host",
+    "measured": "measured on its host",
     "imported": "imported from a host of the same kind",
     "replayed": "decided from a recording",
 }
@@ -195,22 +192,11 @@ def _facts(result: Result) -> dict[str, list[str]]:
 
 def _commands(result: Result, source: str, request: Mapping[str, object]) -> list[tuple[str, str]]:
     """Commands, and what they are for."""
-    asked = [
-        word
-        for name in _FLAGS
-        if request.get(name) is not None
-        for word in (f"--{name.replace('_', '-')}", str(request[name]))
-    ]
-    workload = ["--workload", result.workload.name]
-    named = [*workload, *(["--format", str(request["format"])] if request.get("format") is not None else [])]
-
-    def command(name: str, *options: str) -> str:
-        return shlex.join(["python", "-m", "autotune", name, source, *options])
-
+    asked = {**request, "workload": result.workload.name}
     return [
-        (command("tune", *workload, *asked, "--force"), "measure, choose and save anew on the host you are on"),
-        (command("retune", *workload, *asked), "choose again from what was measured, without measuring"),
-        (command("confirm", *named), "run this configuration for some seconds: do its figures hold?"),
-        (command("explain", *named), "the reasons as text, and what-ifs"),
-        (command("verify", *workload, *asked), "run all configurations and tell how far this one is from the best"),
+        (remeasure_command(source, asked), "measure, choose and save anew on the host you are on"),
+        (asking_command("retune", source, asked), "choose again from what was measured, without measuring"),
+        (naming_command("confirm", source, asked), "run this configuration for some seconds: do its figures hold?"),
+        (naming_command("explain", source, asked), "the reasons as text, and what-ifs"),
+        (asking_command("verify", source, asked), "run all configurations and tell how far this one is from the best"),
     ]

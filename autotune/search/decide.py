@@ -108,7 +108,9 @@ def decide(
         ConstraintError: Some fit, but none keeps the workload's limits.
         ValueError: Costs belong to another model, or ``default`` isn't a point of the space.
     """
-    evaluators = [build_evaluator(alternative.model, workload, alternative.costs, room) for alternative in alternatives]
+    found = () if proven is None else (proven.winner, proven.runner_up)
+    kept = [each for each in found if each is not None]
+    evaluators = [build_evaluator(each.model, workload, each.costs, room, including=kept) for each in alternatives]
     start = evaluators[0].space.point(default)
     start_value = evaluators[0].at(start)
     if proven is not None:

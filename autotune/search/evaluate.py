@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from autotune.costmodel.steps import Seconds, StepCosts
 from autotune.model import memory
 from autotune.model.memory import Room
 from autotune.model.sites import on_gpu
-from autotune.records import Candidate, Figures, Model, Workload
+from autotune.records import Candidate, Configuration, Figures, Model, Workload
 from autotune.search.space import Index, Point, Space, build_space
 from autotune.search.times import BARRED_S, StepTimes, decode_times, prefill_times
 
@@ -169,7 +169,9 @@ def serving_time_s(workload: Workload, sequences: Any, tpot_s: Time, ttft_s: Tim
     return total_s
 
 
-def build_evaluator(model: Model, workload: Workload, costs: StepCosts, room: Room) -> Evaluator:
+def build_evaluator(
+    model: Model, workload: Workload, costs: StepCosts, room: Room, including: Iterable[Configuration] = ()
+) -> Evaluator:
     """Adds up step times and memory for every placement.
 
     Args:
@@ -177,6 +179,7 @@ def build_evaluator(model: Model, workload: Workload, costs: StepCosts, room: Ro
         workload: Lengths and largest batch.
         costs: Step costs for the workload's prompt and output lengths.
         room: The memory there is on each device of ``costs``.
+        including: Configurations whose placements must be in the space.
 
     Raises:
         ValueError: The cost table was made for a model with another number of layers.
@@ -185,7 +188,7 @@ def build_evaluator(model: Model, workload: Workload, costs: StepCosts, room: Ro
         raise ValueError(
             f"expected step costs of {len(model.layers)} layers, as {model.name} has, got {len(costs.layer_kinds)}"
         )
-    space = build_space(costs, workload, room.available_bytes)
+    space = build_space(costs, workload, room.available_bytes, including)
     excess_bytes, total_bytes = _memory(model, workload, space, room)
     return Evaluator(
         model=model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -127,7 +127,12 @@ class Space:
         return point if self.works[point.placement, 0] else point._replace(decode_threads=0, prefill_threads=0)
 
 
-def build_space(costs: StepCosts, workload: Workload, available_bytes: Mapping[str, int]) -> Space:
+def build_space(
+    costs: StepCosts,
+    workload: Workload,
+    available_bytes: Mapping[str, int],
+    including: Iterable[Configuration] = (),
+) -> Space:
     """The space that a table of step costs and a workload span.
 
     Args:
@@ -135,12 +140,15 @@ def build_space(costs: StepCosts, workload: Workload, available_bytes: Mapping[s
         workload: Batch sizes beyond its ``max_batch`` are left out.
         available_bytes: Memory per device; where there are too many ways to share the layers among GPUs, they are
             shared in proportion to it.
+        including: Their ways to share the layers are in the space as well: what was chosen for other memory stays a
+            point of it.
     """
     layers, gpu_bytes = len(costs.layer_kinds), [available_bytes[device] for device in costs.devices[1:]]
     if 1 + 2 * (math.comb(layers + len(gpu_bytes), layers) - 1) <= MAX_PLACEMENTS:
         on_gpus = _all_splits(layers, len(gpu_bytes))
     else:
-        on_gpus = _proportional_splits(layers, gpu_bytes)
+        given = [[each.device_layers.get(device, 0) for device in costs.devices[1:]] for each in including]
+        on_gpus = _with_rows(_proportional_splits(layers, gpu_bytes), given)
     splits = np.column_stack([layers - on_gpus.sum(axis=1), on_gpus])
     # The last GPU with layers, then the CPU again.
     last = len(gpu_bytes) - np.argmax(on_gpus[:, ::-1] > 0, axis=1) if gpu_bytes else np.zeros(0, np.intp)
@@ -168,6 +176,13 @@ def _all_splits(layers: int, gpus: int) -> NDArray[np.int64]:
         counts = np.column_stack([grown, next_gpu])
     order = np.lexsort((*-counts.T[::-1], counts.sum(axis=1)))
     return counts[order][1:]
+
+
+def _with_rows(splits: NDArray[np.int64], given: list[list[int]]) -> NDArray[np.int64]:
+    """The same splits, and after them the given ones that aren't among them and put any layer on a GPU."""
+    there = set(map(tuple, splits.tolist()))
+    missing = dict.fromkeys(row for row in map(tuple, given) if any(row) and row not in there)
+    return np.concatenate([splits, np.array(list(missing), np.int64).reshape(-1, splits.shape[1])])
 
 
 def _proportional_splits(layers: int, gpu_bytes: list[int]) -> NDArray[np.int64]:

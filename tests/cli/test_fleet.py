@@ -162,7 +162,7 @@ def test_figures_that_no_longer_hold_have_an_exit_code_of_their_own(shop: Shop) 
     assert not answer.document["holds"]
     assert answer.err.startswith("autotune: small, server: ")
     assert "no longer holds" in answer.err
-    assert answer.err.endswith("`python -m autotune small.json --workload server --max-ttft-ms 60000.0 --force`\n")
+    assert answer.err.endswith("`python -m autotune tune small.json --workload server --max-ttft-ms 60000.0 --force`\n")
     check = saved_in(shop).check
     assert check is not None
     assert not check.holds

@@ -20,6 +20,7 @@ ABOUT = About(
     hardware_class="synthetic-2t-8g-cpu-00000000",
     model_name="synthetic/model",
     weight_format="I2_S",
+    model_bytes=10**9,
     workload=build_workload(),
     configuration=CONFIGURATION,
     origin="saved",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -55,6 +56,25 @@ def test_a_record_does_not_start_the_workflow_again() -> None:
 def test_scripts_are_bash(script: str) -> None:
     """As far as bash can tell without running them."""
     assert subprocess.run(["bash", "-n", "-c", script], capture_output=True).stderr == b""
+
+
+def test_a_push_that_is_refused_fails_the_job(tmp_path: Path) -> None:
+    """And one that is taken doesn't; git is a stand-in that refuses so many pushes, in GitHub's own shell."""
+    (script,) = (script for script in SCRIPTS if "git push" in script)
+    git, count = tmp_path / "git", tmp_path / "count"
+    git.write_text('#!/bin/sh\n[ "$1" = push ] || exit 0\necho >> "$COUNT"\n[ $(wc -l < "$COUNT") -gt "$REFUSED" ]\n')
+    git.chmod(0o755)
+    for refused, code in ((0, 0), (2, 0), (3, 1)):
+        count.unlink(missing_ok=True)
+        words = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "COUNT": str(count), "REFUSED": str(refused)}
+        assert subprocess.run(["bash", "-e", "-c", script], env=words, capture_output=True).returncode == code
+
+
+def test_base_is_what_the_merge_is_made_with() -> None:
+    """The checked out merge's first parent, so two commits are fetched; and code of a fork finds no token."""
+    (checkout,) = (step for step in JOBS["compare"]["steps"] if step.get("uses", "").startswith("actions/checkout@"))
+    assert checkout["with"] == {"fetch-depth": 2, "persist-credentials": False}
+    assert any("git worktree add ../base HEAD^1" in script for script in SCRIPTS)
 
 
 def test_every_command_of_ours_is_taken() -> None:

@@ -172,7 +172,7 @@ def engines(processes: list[psutil.Process]) -> Iterator[psutil.Process]:
                 yield process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_no_process_stays_behind(shop: Shop, number: signal.Signals) -> None:
     """However a comparison ends: both sides and the engine of the one that runs are gone in a moment."""
     words = ("--model", "small.json", "--budget", "60", "--quiet")

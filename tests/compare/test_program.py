@@ -117,6 +117,7 @@ def test_a_saved_configuration_counts_before_a_predicted_one(tmp_path: Path) -> 
     found = compare_programs(base, head, WISH)
     assert found.compared[0].configuration == (OTHER, OTHER)
     assert found.notes[0] == "both run the saved configuration of HEAD"
+    assert found.notes[2].startswith("BASE chose kernels by a quick benchmark")
 
 
 def test_other_lengths_and_the_same_code_are_said(tmp_path: Path) -> None:
@@ -243,10 +244,17 @@ def test_where_the_memory_holds_none_nothing_is_compared(tmp_path: Path) -> None
 
 def test_a_side_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while that no round takes."""
-    monkeypatch.setattr("autotune.compare.program._PATIENCE_S", 0.05)
+    monkeypatch.setattr("autotune.compare.program._GREETING_S", 0.05)
     silent = program(script(tmp_path / "silent", "#!/bin/sh\nread line\n"))
     with pytest.raises(BenchmarkError, match=r"said nothing for 0.05 s before it was ready"):
         compare_programs(silent, silent, WISH)
+
+
+def test_two_models_of_one_name_are_not_compared(tmp_path: Path) -> None:
+    """A preset may change between versions."""
+    sides = program(side(tmp_path / "base")), program(side(tmp_path / "head", model_bytes=10**9 + 1))
+    with pytest.raises(UsageError, match=r"isn't the same model for both: it has 1,000,000,000 bytes .* 1,000,000,001"):
+        compare_programs(*sides, WISH)
 
 
 @pytest.mark.parametrize("budget_s", [0.0, -1.0, float("nan"), 1e9])

@@ -335,3 +335,12 @@ def test_a_damaged_file_gives_a_model_or_a_model_error(
     damaged.write_bytes(content[:cut])
     with contextlib.suppress(ModelError):
         assert isinstance(analyse(damaged), Model)
+
+
+def test_a_file_that_names_its_activation_is_believed(save_gguf: SaveGguf) -> None:
+    """Newer converters do; of older files the architecture tells."""
+    key = "bitnet.hidden_activation"
+    assert analyse(save_gguf(architecture="bitnet")).activation == "silu"
+    assert analyse(save_gguf(architecture="bitnet", metadata={key: "relu2"})).activation == "relu2"
+    with pytest.raises(ModelError, match=f"{key}: expected one of silu, .*, got 'tanh'"):
+        analyse(save_gguf(architecture="bitnet", metadata={key: "tanh"}))

@@ -104,7 +104,7 @@ def test_the_page_has_the_decision_and_its_reasons(result: Result) -> None:
 def test_a_result_that_was_not_run_says_so(predicted: Result) -> None:
     """Its figures are predictions with their band."""
     text = text_of(render(predicted, MODEL))
-    assert "measured on this host, predicted, not run" in text
+    assert "measured on its host, predicted, not run" in text
     assert "Output, predicted" in text
     assert "; not run" in text
     assert "No configuration was run" in text

@@ -162,3 +162,20 @@ def test_a_part_lies_where_the_configurations_that_have_it_do(make_model, make_c
         assert space.plain(point) == (point if on_cpu else point._replace(decode_threads=0, prefill_threads=0))
     for other in ({"threads": 3}, {"size": 999}, {"head_device": "cuda:1"}, {"device_layers": (("cuda:7", 2),)}):
         assert space.place(replace(decode, **other)) is None
+
+
+def test_a_split_that_was_chosen_for_other_memory_stays_in_the_space(make_model, make_costs):
+    """Where splits follow the memory of many GPUs, with less of it on one they are others: what is given is kept."""
+    layers, devices = 80, ("cpu", *(f"cuda:{index}" for index in range(4)))
+    costs, workload = make_costs(layers, devices=devices, threads=(1, 2)), make_workload("server", make_model(layers))
+    roomy = dict.fromkeys(devices, 10**10)
+    short = {**roomy, "cuda:2": 10**9}
+    before, plain = build_space(costs, workload, roomy), build_space(costs, workload, short)
+    chosen = before.configuration(Point(len(before.layers) // 2 - 1, 0, 0, 0, 0))
+    with pytest.raises(ValueError, match="expected a point of the search space"):
+        plain.point(chosen)
+    again = build_space(costs, workload, short, including=[chosen, chosen])
+    assert again.configuration(again.point(chosen)) == chosen
+    assert len(again.layers) == len(plain.layers) + 2, "with the head on its last GPU and on the CPU"
+    same = build_space(costs, workload, short, including=[plain.configuration(Point(3, 0, 0, 0, 0))])
+    assert np.array_equal(same.layers, plain.layers)
