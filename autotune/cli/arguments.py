@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from autotune import __version__
-from autotune.options import DEFAULT_BUDGET_S, GPU_BUDGET_S, RUN_BUDGET_S, Options
+from autotune.options import DEFAULT_BUDGET_S, GPU_BUDGET_S, QUICK_BUDGET_S, RUN_BUDGET_S, Options
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
@@ -90,6 +90,22 @@ def add_model(parser: argparse.ArgumentParser, *, or_file: bool = False) -> None
 def add_workload(parser: argparse.ArgumentParser) -> None:
     """The workload."""
     parser.add_argument("--workload", default="server", help="chat, server (default) or offline")
+
+
+def add_question(parser: argparse.ArgumentParser) -> None:
+    """All that a decision depends on: model, format, workload, lengths and limits."""
+    add_model(parser)
+    add_workload(parser)
+    add_limits(parser)
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """How long, and how much, to measure for a decision."""
+    add_budget(parser)
+    parser.add_argument(
+        "--quick", action="store_true", help=f"time fewer points, in {QUICK_BUDGET_S:g} seconds, and run nothing"
+    )
+    parser.add_argument("--no-confirm", action="store_true", help="predict only: run no configuration")
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:

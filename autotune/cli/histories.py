@@ -6,9 +6,8 @@ import os
 import sys
 
 from autotune import errors
-from autotune.cli.arguments import add_budget, add_json, add_limits, add_model, add_workload, options_of, whole
+from autotune.cli.arguments import add_json, add_measuring, add_question, options_of, whole
 from autotune.cli.output import print_document, print_record
-from autotune.options import QUICK_BUDGET_S
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
@@ -27,14 +26,8 @@ _LISTED = 50
 def add(commands: Commands) -> None:
     """Add them to the parser."""
     record = commands.add_parser("record", help="tune anew and add a record of it to a folder, for CI jobs")
-    add_model(record)
-    add_workload(record)
-    add_limits(record)
-    add_budget(record)
-    record.add_argument(
-        "--quick", action="store_true", help=f"time fewer points, in {QUICK_BUDGET_S:g} seconds, and run nothing"
-    )
-    record.add_argument("--no-confirm", action="store_true", help="predict only: run no configuration")
+    add_question(record)
+    add_measuring(record)
     record.add_argument(
         "--cached", action="store_true", help="take what is saved for this host, if it answers; of no commit"
     )

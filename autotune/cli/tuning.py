@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from autotune import errors
-from autotune.cli.arguments import add_budget, add_json, add_limits, add_model, add_workload, options_of, whole
+from autotune.cli.arguments import add_budget, add_json, add_measuring, add_question, options_of, whole
 from autotune.cli.output import print_document, print_record, print_summary
 from autotune.cli.saved import warn_of_shortage
-from autotune.options import QUICK_BUDGET_S, Options, counted_budget_s, split_budget
+from autotune.options import Options, counted_budget_s, split_budget
 
 TYPE_CHECKING = False  # typing is not needed at run time, and this path is timed in milliseconds
 if TYPE_CHECKING:
@@ -21,14 +21,8 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add them to the parser."""
     tune = commands.add_parser("tune", help="measure, choose and save (the default command)")
-    add_model(tune)
-    add_workload(tune)
-    add_limits(tune)
-    add_budget(tune)
-    tune.add_argument(
-        "--quick", action="store_true", help=f"time fewer points, in {QUICK_BUDGET_S:g} seconds, and run nothing"
-    )
-    tune.add_argument("--no-confirm", action="store_true", help="predict only: run no configuration")
+    add_question(tune)
+    add_measuring(tune)
     tune.add_argument(
         "--storage",
         metavar="URL",
@@ -44,18 +38,14 @@ def add(commands: Commands) -> None:
     tune.set_defaults(run=_tune)
 
     retune = commands.add_parser("retune", help="choose again from saved measurements, without measuring")
-    add_model(retune)
-    add_workload(retune)
-    add_limits(retune)
+    add_question(retune)
     add_json(retune)
     retune.set_defaults(run=_retune)
 
     verify = commands.add_parser(
         "verify", help="tune, run all configurations, and say how far the tuned one is from the best"
     )
-    add_model(verify)
-    add_workload(verify)
-    add_limits(verify)
+    add_question(verify)
     add_budget(verify)
     verify.add_argument("--grid", type=whole, metavar="N", help="run at most so many parts of configurations")
     verify.add_argument("--repeats", type=whole, default=3, metavar="N", help="rounds of runs (default 3)")

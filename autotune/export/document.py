@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from autotune.export.targets import Exported
+from autotune.host.hardware_class import hardware_class
 from autotune.records import Result
 
 FORMAT = "bitnet-autotune-export"
@@ -21,7 +22,7 @@ def export(result: Result, form: str, model_path: str) -> Exported:  # noqa: ARG
         "version": VERSION,
         "created_at": result.created_at,
         "provenance": result.provenance,
-        "host": {"label": result.host.label, "hardware_class": result.host.fingerprint.hardware_class or None},
+        "host": {"label": result.host.label, "hardware_class": hardware_class(result.host)},
         "model": {
             "name": result.model.name,
             "architecture": result.model.architecture,

@@ -1,7 +1,8 @@
 """What a saved answer costs: ``python tests/benchmarks/startup.py [MODEL]`` (tune the model first).
 
-Whole processes, interleaved: ``python -c pass``, ``import autotune``, and the cached answer as JSON, as medians
-and as ratios to the first. Then, in this process, a call of ``get_optimal_device_config`` after the first one.
+Whole processes, interleaved: ``python -c pass``, ``import autotune``, the cached answer as JSON, and the commands that
+say more of a saved result, as medians and as ratios to the first. Then, in this process, a call of
+``get_optimal_device_config`` after the first one.
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ def main() -> None:
     commands = {
         "python -c pass": ["-c", "pass"],
         "import autotune": ["-c", "import autotune"],
-        f"python -m autotune {model} --json": ["-m", "autotune", model, "--json"],
+        "autotune MODEL --json": ["-m", "autotune", model, "--json"],
+        "autotune show MODEL": ["-m", "autotune", "show", model],
+        "autotune export MODEL --to env": ["-m", "autotune", "export", model, "--to", "env"],
+        "autotune explain MODEL": ["-m", "autotune", "explain", model],
+        "autotune explain MODEL --batch 4": ["-m", "autotune", "explain", model, "--batch", "4"],
+        "autotune report MODEL -o -": ["-m", "autotune", "report", model, "-o", "-"],
     }
     autotune.tune(model)
     times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(RUNS):
         for name, arguments in commands.items():
             start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
             times[name].append(time.perf_counter() - start)
     base = statistics.median(times["python -c pass"])
     for name, found in times.items():

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from autotune.errors import ExportError
 from autotune.export.shell import environment_file
 from autotune.export.targets import export
+from autotune.host.hardware_class import hardware_class
 from autotune.records import Result
 from tests.builders import build_confirmed_result
 from tests.export.cases import PLACEMENTS, TWO_GPUS, a_result
@@ -83,7 +84,10 @@ def _document(result: Result) -> dict[str, object]:
 def test_the_document_has_the_configuration_its_figures_and_its_memory() -> None:
     document = _document(a_result(TWO_GPUS, "cuda:1"))
     assert (document["format"], document["version"]) == ("bitnet-autotune-export", 1)
-    assert document["host"] == {"label": "synthetic-host", "hardware_class": None}
+    assert document["host"] == {
+        "label": "synthetic-host",
+        "hardware_class": hardware_class(a_result(TWO_GPUS, "cuda:1").host),
+    }
     assert document["device_config"] == {
         "strategy": {"Hybrid": {"cpu_layers": 2, "gpu_layers": 10}},
         "cpu_threads": 6,
