@@ -94,8 +94,8 @@ def save(result: Result, wish: Options | None = None) -> None:
 
 def on_host(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is detected from now on."""
-    for module in (pipeline, evidence):
-        monkeypatch.setattr(module, "detect", lambda: host)
+    for name in ("autotune.pipeline.detect", "autotune.host.detect.detect"):
+        monkeypatch.setattr(name, lambda: host)
 
 
 def benchmark_gives(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> list[object]:

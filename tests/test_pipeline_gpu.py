@@ -38,9 +38,12 @@ BUDGET_S = 40.0
 DEVICES = ("cpu", "cuda:0", "cuda:1")
 
 
+really_detect = detect.detect
+
+
 def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two identical GPUs that torch's CPU device stands for; a product that takes a GPU a moment takes that minutes."""
-    own = detect.detect()
+    own = really_detect()
     host = replace(own, gpus=Gpus(GPUS, "999.0", None))
     on_gpu = tuple(Kernel("torch", name, "sm_90", None, "gpu") for name in ("I2_S", "I2_S_ARM", "F16"))
     monkeypatch.setattr(pipeline, "detect", lambda: host)
@@ -142,7 +145,7 @@ def test_a_gpu_without_torch_leaves_the_cpu_and_one_line(
     compiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reason is the registry's own, which says how to get it."""
-    own = find_kernels(detect.detect())
+    own = find_kernels(really_detect())
     pretend(monkeypatch)
     path = tmp_path / "small.json"
     path.write_text(json.dumps(SMALL))

@@ -213,7 +213,7 @@ def test_version_and_help_are_printed(empty: Shop) -> None:
     answer = empty.run("--help")
     assert answer.code == 0
     for name in COMMANDS:
-        assert re.search(rf"^    {name} ", answer.out.decode(), re.MULTILINE), name
+        assert re.search(rf"^    {name}\s", answer.out.decode(), re.MULTILINE), name
     for code in (*cli.EXIT_CODES.values(), cli.EXIT_SYSTEM, cli.EXIT_INTERRUPTED):
         assert re.search(rf" {code}  \w", answer.out.decode()), code
 

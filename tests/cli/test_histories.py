@@ -72,7 +72,9 @@ def test_a_record_is_made_of_what_was_measured_here(shop: Shop) -> None:
     assert answer.code == 0, answer.err
     record = store.read(shop.folder / os.fsdecode(answer.out.removesuffix(b"\n")))
     (entry,) = shop.entries()
-    assert json.loads(entry.read_bytes())["result"]["created_at"] == record.measured_at <= record.recorded_at
+    assert (
+        json.loads(entry.read_bytes())["result"]["campaign"]["measured_at"] == record.measured_at <= record.recorded_at
+    )
     assert (record.model_name, record.workload.name, record.tags) == ("small", "server", {"runner": "ci-1"})
     assert record.hardware_class
     assert "small, server: predicted" in answer.err
