@@ -174,7 +174,7 @@ def _reasons(outlook: Outlook, asked: Prospect, chosen: Prospect, wish: Wish) ->
     caveats = [f"{caveat[0].upper()}{caveat[1:].rstrip('.')}." for caveat in outlook.caveats(new)]
     yield from caveats
     if caveats:
-        yield "The 95 % ranges hold what runs of whole steps leave open, and not what is extrapolated."
+        yield "The 95 % ranges hold how far predictions between timed points were off, and not what is extrapolated."
 
 
 def _times(asked: Prospect, chosen: Prospect) -> Iterator[str]:
