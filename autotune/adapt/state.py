@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -14,7 +13,7 @@ from autotune.adapt.rules import History
 from autotune.errors import StoreError
 from autotune.records import Configuration, Record, Result
 from autotune.store.cache import read_file
-from autotune.store.files import replace_file
+from autotune.store.files import replace_named
 from autotune.store.seal import BadEntry
 
 FORMAT: Final = "bitnet-autotune adaptation"
@@ -71,9 +70,8 @@ def write_state(path: str | os.PathLike[str], state: State) -> None:
         StoreError: It can't be written; the old one stays as it is.
     """
     name = os.fspath(path)
-    target = os.path.realpath(name)
     try:
-        replace_file(target, msgspec.json.encode(state) + b"\n", f"{target}.{secrets.token_hex(4)}.writing")
+        replace_named(name, msgspec.json.encode(state) + b"\n")
     except OSError as error:
         raise StoreError(f"{name}: what was learnt can't be written: {error.strerror or error}") from error
 

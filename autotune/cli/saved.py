@@ -57,20 +57,24 @@ def find_saved(args: argparse.Namespace) -> Entry:
 def open_saved(args: argparse.Namespace) -> tuple[Entry, Result]:
     """As `find_saved`, with the result as records; warns where this host lacks the memory for it by now."""
     entry = find_saved(args)
-    if _is_result(args.model):
-        from autotune.store.schema import decode_result
-        from autotune.store.seal import BadEntry
+    from autotune.store.schema import decode_result
+    from autotune.store.seal import BadEntry
 
-        try:
-            return entry, decode_result(entry)
-        except BadEntry as bad:
+    named = entry.path == args.model  # else it is this host's, from the cache
+    try:
+        result = decode_result(entry)
+    except BadEntry as bad:
+        if named:
             raise errors.StoreError(f"{args.model}: expected a saved result, but it {bad}") from bad
-    from autotune.loader import load_result
+        from autotune.loader import load_result
 
-    result = load_result(args.model, entry.key.workload, args.format)
-    if result is None:  # it is of another shape than this version's: set aside by now
-        raise _nothing_saved(args)
-    warn_of_shortage(entry)
+        # It is of another shape than this version's: set aside, and what later folders hold counts.
+        found = load_result(args.model, entry.key.workload, args.format)
+        if found is None:
+            raise _nothing_saved(args) from None
+        entry, result = find_saved(args), found
+    if not named:
+        warn_of_shortage(entry)
     return entry, result
 
 

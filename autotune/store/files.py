@@ -41,6 +41,18 @@ def replace_file(path: str, raw: bytes, temporary: str) -> None:
         _sync_folder(os.path.dirname(path) or ".")
 
 
+def replace_named(name: str, raw: bytes) -> None:
+    """As `replace_file`, of what a name leads to: a symbolic link stays one. Any number of writers may do so at once.
+
+    Raises:
+        OSError: As for `replace_file`.
+    """
+    import secrets  # it takes longer to import than this module
+
+    path = os.path.realpath(name)
+    replace_file(path, raw, f"{path}.{secrets.token_hex(4)}.writing")
+
+
 def write_output(name: str, raw: bytes, what: str, keep: Iterable[str | None] = ()) -> None:
     """Write a file that a user named, whole or not at all; what a symbolic link names is replaced, not the link.
 
@@ -63,7 +75,7 @@ def write_output(name: str, raw: bytes, what: str, keep: Iterable[str | None] = 
         if kept is not None and os.path.exists(path) and os.path.exists(kept) and os.path.samefile(path, kept):
             raise UsageError(f"{name}: {what} would replace what it is made from: name another file")
     try:
-        replace_file(path, raw, f"{path}.{os.getpid()}.writing")
+        replace_named(path, raw)
     except OSError as error:
         raise StoreError(f"{name}: {what} can't be written there: {error.strerror or error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from autotune.host.hardware_class import hardware_class, slug
 from autotune.records.result import Result
 from autotune.store import cache, paths
 from autotune.store.entry import Entry, Key, parse
-from autotune.store.files import replace_file, write_output
+from autotune.store.files import replace_named, write_output
 from autotune.store.schema import decode_result
 from autotune.store.seal import BadEntry
 
@@ -89,8 +88,7 @@ def export(entry: Entry, destination: str, keep: Iterable[str] = ()) -> str:
     path = str(Path(destination, _fleet_name(entry)))
     try:
         Path(destination).mkdir(parents=True, exist_ok=True)
-        # Other hosts may be reading it, or writing theirs.
-        replace_file(path, entry.raw, f"{path}.{secrets.token_hex(4)}.writing")
+        replace_named(path, entry.raw)  # other hosts may be reading it, or writing theirs
     except OSError as error:
         raise StoreError(f"the saved result could not be written to {path}: {error.strerror}") from error
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from typing import Final, Literal
 
@@ -14,7 +13,7 @@ from autotune.model.sites import holds
 from autotune.records import Campaign, Host, Measurement, Record
 from autotune.records.measurement import Op
 from autotune.store.cache import read_file
-from autotune.store.files import replace_file
+from autotune.store.files import replace_named
 from autotune.store.seal import BadEntry
 from ternary_kernels.formats import FORMATS
 
@@ -103,9 +102,8 @@ def write(path: str | os.PathLike[str], recording: Recording) -> None:
         _decode(raw)
     except BadEntry as bad:
         raise StoreError(f"{name}: the recording was not written, it could not be read back: it {bad}") from bad
-    target = os.path.realpath(name)
     try:
-        replace_file(target, raw, f"{target}.{secrets.token_hex(4)}.writing")
+        replace_named(name, raw)
     except OSError as error:
         raise StoreError(f"{name}: the recording can't be written: {error.strerror or error}") from error
 
